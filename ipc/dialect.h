@@ -1,0 +1,115 @@
+// How messages are written on a channel, and which way a program expects.
+//
+//   dialect | a line is                              | environment of the child
+//   deka    | {"cmd":"NODE_HANDLE","msg":<value>}    | DEKA_IPC_ENABLED=1 DEKA_IPC_FD=<n>
+//   node    | <value>                                | NODE_CHANNEL_FD=<n>
+//           |                                        | NODE_CHANNEL_SERIALIZATION_MODE=json
+//
+// A value is any JSON value, its bytes untouched in both directions. In deka's line members may
+// stand in any order, with white space and with members that are not known; `type` announces a
+// handle.
+//
+// Thread: any; a Codec one at a time.
+#ifndef IPC_DIALECT_H_
+#define IPC_DIALECT_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "ipc/json.h"
+
+namespace deka::ipc {
+
+enum class Dialect : uint8_t { kDeka, kNode };
+
+// "deka", "node".
+std::string_view DialectName(Dialect dialect);
+std::optional<Dialect> DialectFromName(std::string_view name);
+
+// Bytes that a line may be longer than the value in it: envelope, white space, unknown members. The
+// framer's line limit is message_bytes_max + kEnvelopeBytesMax.
+inline constexpr size_t kEnvelopeBytesMax = 4096;
+
+// What a line says.
+struct Line {
+  std::string_view value;  // part of the line
+  // Of the runtime's own protocol, never a user's message: in dialect node an object whose string
+  // `cmd` begins with NODE_ and is longer, in deka the same without being the envelope. `value` is
+  // the whole line then.
+  bool internal = false;
+  // The line announces a handle that travels with it (NODE_HANDLE with `type`).
+  bool handle_announced = false;
+};
+
+// A value as a frame: prefix, value, suffix. The suffix ends with the line's '\n'.
+struct FrameParts {
+  std::string_view prefix;
+  std::string_view value;
+  std::string_view suffix;
+
+  size_t size() const { return prefix.size() + value.size() + suffix.size(); }
+};
+
+// Reads and writes the lines of one dialect. Allocates nothing for a good line.
+class Codec {
+ public:
+  // `validator` outlives the codec, and its depth limit is the messages'.
+  Codec(Dialect dialect, JsonValidator& validator, size_t message_bytes_max)
+      : dialect_(dialect), validator_(validator), message_bytes_max_(message_bytes_max) {}
+
+  // A line without its '\n'. Fails with kInvalidJson, kEnvelopeMissing or kMessageTooLarge; the
+  // metadata `offset` is the byte of the line, `limit` the limit.
+  absl::StatusOr<Line> Decode(std::string_view line, Padding padding = Padding::kNone);
+
+  // `value` is valid JSON without line breaks.
+  FrameParts Encode(std::string_view value) const { return EncodeAs(dialect_, value); }
+
+  static FrameParts EncodeAs(Dialect dialect, std::string_view value);
+
+  Dialect dialect() const { return dialect_; }
+
+ private:
+  absl::StatusOr<Line> DecodeDeka(std::string_view line, Padding padding);
+  absl::StatusOr<Line> DecodeNode(std::string_view line, Padding padding);
+
+  Dialect dialect_;
+  JsonValidator& validator_;
+  size_t message_bytes_max_;
+};
+
+// The frame, with its '\n', that tells a child that the handle it sent did not arrive. To be sent
+// once for each handle announced and never otherwise: Node ends on one that it does not expect.
+std::string_view HandleNack();
+
+// Fails with kReservedMessage if the JSON value must not be sent to a child of this dialect: a Node
+// child ends when it is sent NODE_HANDLE, NODE_HANDLE_ACK or NODE_HANDLE_NACK from outside.
+absl::Status RefuseReserved(Dialect dialect, std::string_view value);
+
+struct DialectChoice {
+  Dialect dialect = Dialect::kDeka;
+  std::string reason;  // a sentence: "/usr/bin/node is node"
+};
+
+// The dialect that `program` expects: node if it is node, nodejs, bun or deno, found as exec finds
+// it (`path` is the child's PATH; relative names start at `cwd`), through symbolic links and #!
+// lines (with env and env -S too), else deka. For a shell or another program that starts programs,
+// the reason names the flag to give.
+DialectChoice ChooseDialect(std::string_view program, std::string_view path, std::string_view cwd);
+
+// `base` ("NAME=value" each) with the variables of a channel on descriptor `fd`, and without those
+// of any other.
+std::vector<std::string> ChannelEnvironment(const std::vector<std::string>& base, Dialect dialect,
+                                            int fd);
+
+// `base` without the variables of any channel: for a child that has none.
+std::vector<std::string> EnvironmentWithoutChannel(const std::vector<std::string>& base);
+
+}  // namespace deka::ipc
+
+#endif  // IPC_DIALECT_H_
