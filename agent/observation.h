@@ -1,0 +1,59 @@
+// One observer's place in the logs: what it is shown, in the API's own encoded responses.
+//
+//   EventLog (a ring for each child) -> Observation: cursor, filter, end -> Next(): bytes of one
+//   ObserveResponse
+//
+// It pulls: the log never queues for it, only wakes it. Its memory grows with the number of
+// children observed, not with how far it lags. In order it gives `attached`, `snapshot` pieces,
+// `snapshot_complete`, then batches and gaps, and `fin`.
+//
+// Thread: one at a time, any; OnReady's callback comes from the loop's thread or from inside
+// OnReady.
+#ifndef AGENT_OBSERVATION_H_
+#define AGENT_OBSERVATION_H_
+
+#include <chrono>
+#include <string>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/statusor.h"
+#include "deka/bridge/v1/bridge_service.pb.h"
+
+namespace deka::agent {
+
+class Observation {
+ public:
+  // A batch holds what is there, at most this much, or one larger event alone.
+  static constexpr size_t kBatchBytesMax = 256 << 10;
+
+  enum class Next {
+    kResponse,  // `response` is one encoded ObserveResponse
+    kWait,      // nothing now: OnReady will tell
+    kEnd,       // `fin` was given: the stream is complete
+  };
+
+  virtual ~Observation() = default;  // forgets a callback that waits; none comes afterwards
+
+  // Fills `response` (its capacity is reused) with the next piece.
+  virtual Next TakeNext(std::string& response) = 0;
+
+  // Calls `ready` once when TakeNext has something, at once if it has now.
+  virtual void OnReady(absl::AnyInvocable<void()> ready) = 0;
+
+  // Encodes a heartbeat: for the server's timer, when nothing was shown for heartbeat_interval().
+  virtual void TakeHeartbeat(std::string& response) = 0;
+  virtual std::chrono::milliseconds heartbeat_interval() const = 0;
+
+  // When the observation is to end by `duration`; time_point::max() if not.
+  virtual std::chrono::steady_clock::time_point deadline() const = 0;
+
+  // Ends it with this reason: what is shown already stands, the next piece is `fin`.
+  virtual void End(bridge::v1::Fin::Reason reason) = 0;
+
+  // Everything up to here was given out by TakeNext, or did not match.
+  virtual bridge::v1::Cursor cursor() const = 0;
+};
+
+}  // namespace deka::agent
+
+#endif  // AGENT_OBSERVATION_H_
