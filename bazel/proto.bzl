@@ -114,6 +114,12 @@ def _cc(name, language, headers, sources, deps, generate, visibility):
         visibility = visibility,
     )
 
+def _cc_proto(label):
+    """The C++ messages of a deka_proto_library; "//a/b" is "//a/b:b"."""
+    if ":" not in label:
+        label += ":" + label.rpartition("/")[2]
+    return label + "_cc_proto"
+
 def deka_proto_library(name, srcs, deps = [], visibility = None):
     """.proto files and their C++ messages.
 
@@ -131,29 +137,30 @@ def deka_proto_library(name, srcs, deps = [], visibility = None):
         language = "cpp",
         headers = [".pb.h"],
         sources = [".pb.cc"],
-        deps = [dep + "_cc_proto" for dep in deps] + ["@com_google_protobuf//:protobuf"],
+        deps = [_cc_proto(dep) for dep in deps] + ["@com_google_protobuf//:protobuf"],
         generate = {"proto": name},
         visibility = visibility,
     )
 
-def deka_grpc_library(name, srcs, visibility = None):
-    """The C++ gRPC code of services.
-
-    Makes `name`_cc_grpc, a cc_library.
+def deka_grpc_library(name, srcs, deps, visibility = None):
+    """A cc_library of the gRPC code of services, with their messages.
 
     Args:
-      name: of the deka_proto_library with the services
-      srcs: those of its .proto files that define services
-      visibility: of the cc_library
+      name: of the cc_library
+      srcs: the .proto files that define the services
+      deps: the one deka_proto_library that these belong to
+      visibility: as in cc_library
     """
+    if len(deps) != 1:
+        fail("%s: deps must be the one deka_proto_library that srcs belong to" % name)
     _cc(
-        name = name + "_cc_grpc",
+        name = name,
         language = "grpc",
         headers = [".grpc.pb.h"],
         sources = [".grpc.pb.cc"],
-        deps = [name + "_cc_proto", "@com_github_grpc_grpc//:grpc++"],
+        deps = [_cc_proto(deps[0]), "@com_github_grpc_grpc//:grpc++"],
         generate = {
-            "proto": name,
+            "proto": deps[0],
             "srcs": srcs,
             "plugin": "@com_github_grpc_grpc//src/compiler:grpc_cpp_plugin",
         },
