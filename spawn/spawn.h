@@ -37,7 +37,8 @@ enum class Session {
   kOwnSession  // setsid(): detached
 };
 
-// Pointers are only read, until Spawn() returns.
+// Pointers are only read, until Spawn() returns. `program`, `arguments` and `environment` are
+// required.
 struct Options {
   // A path, or a name without a slash: found in the PATH of `environment` as execvp does (a file
   // that may not be executed does not end the search). A file that is neither a binary nor begins
