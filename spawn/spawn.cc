@@ -26,6 +26,15 @@
   __attribute__((no_sanitize("address"), no_sanitize("thread"), no_sanitize("undefined"), noinline))
 #endif
 
+// ThreadSanitizer takes a call of clone() for fork() and then believes that this process is the
+// child. glibc has the same function under a name that is not intercepted.
+#if defined(__GLIBC__)
+extern "C" int __clone(int (*function)(void*), void* stack, int flags, void* argument, ...);
+#define CLONE __clone
+#else
+#define CLONE clone
+#endif
+
 // 32-bit systems have calls with 16-bit ids under the plain names.
 #if defined(SYS_setuid32)
 #define SYS_SETUID SYS_setuid32
@@ -286,7 +295,7 @@ Started Spawn(const Options& options) {
                 .failed_step = Step::kNone,
                 .error = 0};
   Started started;
-  started.pid = clone(RunChild, memory + kGuardBytes + kStackBytes,
+  started.pid = CLONE(RunChild, memory + kGuardBytes + kStackBytes,
                       CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD, &shared, &started.pidfd);
   const int clone_error = errno;
 

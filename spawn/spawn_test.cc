@@ -488,7 +488,7 @@ TEST(SpawnTest, SignalsAreReset) {
 
   Call call({TestChild()});
   const Report report = ReportOf(call);
-  EXPECT_EQ(report.at("not_default"), "");
+  EXPECT_EQ(report.at("ignored"), "");
   EXPECT_EQ(report.at("blocked"), "");
 
   // The caller's stay.

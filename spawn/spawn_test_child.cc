@@ -22,10 +22,10 @@ int main() {
   }
   closedir(directory);
 
-  printf("\nnot_default");
+  printf("\nignored");
   for (int number = 1; number < NSIG; ++number) {
     struct sigaction action;
-    if (sigaction(number, nullptr, &action) == 0 && action.sa_handler != SIG_DFL) {
+    if (sigaction(number, nullptr, &action) == 0 && action.sa_handler == SIG_IGN) {
       printf(" %d", number);
     }
   }
