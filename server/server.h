@@ -25,14 +25,10 @@
 
 namespace deka::server {
 
-// `unix:` and the path of the default socket: $XDG_RUNTIME_DIR/deka/agent.sock, else /run/deka for
-// root, else /tmp/deka-UID.
-std::string DefaultAddress();
-
 class Server {
  public:
   struct Options {
-    std::vector<std::string> listen;  // `unix:PATH` each; empty: DefaultAddress()
+    std::vector<std::string> listen;  // `unix:PATH` each; empty: ipc::DefaultAddress()
     size_t connections_max = 1024;
     std::chrono::milliseconds write_stalled_ms_max{10'000};  // to one observer, then its call ends
   };
