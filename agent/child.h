@@ -31,6 +31,7 @@ class Child {
     virtual void OnMessage(Child&, std::string_view /*json*/) {}
     virtual void OnOutput(Child&, const ipc::OutputLine&) {}
     virtual void OnError(Child&, const absl::Status&) {}
+    virtual void OnDrain(Child&) {}  // after a Send that answered kAcceptedHigh
     virtual void OnDisconnect(Child&) {}
     virtual void OnExit(Child&, const ipc::ExitStatus&) {}
     virtual void OnClose(Child&) {}

@@ -16,7 +16,7 @@
 #include <string>
 
 #include "absl/functional/any_invocable.h"
-#include "absl/status/statusor.h"
+#include "absl/status/status.h"
 #include "deka/bridge/v1/bridge_service.pb.h"
 
 namespace deka::agent {
@@ -29,7 +29,7 @@ class Observation {
   enum class Next {
     kResponse,  // `response` is one encoded ObserveResponse
     kWait,      // nothing now: OnReady will tell
-    kEnd,       // `fin` was given: the stream is complete
+    kEnd,       // the stream is complete: status() tells how
   };
 
   virtual ~Observation() = default;  // forgets a callback that waits; none comes afterwards
@@ -37,7 +37,11 @@ class Observation {
   // Fills `response` (its capacity is reused) with the next piece.
   virtual Next TakeNext(std::string& response) = 0;
 
-  // Calls `ready` once when TakeNext has something, at once if it has now.
+  // After kEnd: OK if `fin` was given; with `fail_on_gap` the error that ended it, kCursorExpired.
+  virtual absl::Status status() const = 0;
+
+  // Calls `ready` once when TakeNext has something, at once if it has now. It may come without
+  // cause: TakeNext answers kWait then.
   virtual void OnReady(absl::AnyInvocable<void()> ready) = 0;
 
   // Encodes a heartbeat: for the server's timer, when nothing was shown for heartbeat_interval().
@@ -47,7 +51,8 @@ class Observation {
   // When the observation is to end by `duration`; time_point::max() if not.
   virtual std::chrono::steady_clock::time_point deadline() const = 0;
 
-  // Ends it with this reason: what is shown already stands, the next piece is `fin`.
+  // Ends it with this reason: what is shown already stands, the next piece is `fin`. A callback
+  // that waits is called.
   virtual void End(bridge::v1::Fin::Reason reason) = 0;
 
   // Everything up to here was given out by TakeNext, or did not match.
