@@ -63,6 +63,7 @@ enum class Reason : uint8_t {
   kConnectionsLimit,
   kAgentStopping,
   kAddressInUse,   // another agent serves there
+  kAddressUnsafe,  // others than the agent's user can open the socket's directory
   kConfigInvalid,  // the configuration, with file, line and field
   kInternal,       // a bug of ours
 };
