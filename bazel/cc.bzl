@@ -53,48 +53,58 @@ def deka_cc_test(name, size = "small", copts = [], deps = [], main = True, **kwa
 def deka_cc_fuzz_test(name, srcs, corpus, copts = [], deps = [], size = "small", **kwargs):
     """A fuzz target: sources that define LLVMFuzzerTestOneInput.
 
-    Makes two targets:
+    Makes two tests:
 
-    * `name`: a test, under any compiler, that runs the empty input and every file of the corpus.
-      It fails if the corpus is empty.
-    * `name`_libfuzzer: the fuzzer. Build it with --config=fuzz; run it with a copy of the corpus.
+    * `name`, under any compiler: runs the empty input and every file of the corpus.
+    * `name`_libfuzzer, under --config=fuzz: starts from the corpus and looks for more, five seconds
+      or --test_arg=-max_total_time=SECONDS. What it finds lies in the test's outputs.zip.
 
     Args:
       name: of the test
       srcs: the target's sources
-      corpus: the corpus folder's name, in this package; every file below it is an input
+      corpus: a folder of this package, every file below it an input; not empty
       copts: as in cc_test
       deps: as in cc_test
       size: of the test
-      **kwargs: of both, as in cc_test
+      **kwargs: as in cc_test
     """
     inputs = native.glob([corpus + "/**"])
     if not inputs:
         fail("%s: the corpus %s/ is empty; put at least one interesting input in it" % (name, corpus))
+    native.filegroup(
+        name = name + "_corpus",
+        testonly = True,
+        srcs = inputs,
+    )
     native.cc_test(
         name = name,
         size = size,
         srcs = srcs,
         copts = _copts(copts),
-        args = ["$(rootpaths %s)" % label for label in [":" + name + "_corpus"]],
-        data = [":" + name + "_corpus"],
+        args = ["$(rootpaths :%s_corpus)" % name],
+        data = [name + "_corpus"],
         deps = deps + [Label("//bazel:fuzz_replay_main")],
         **kwargs
     )
-    native.filegroup(
-        name = name + "_corpus",
-        srcs = inputs,
-        testonly = True,
-    )
+
+    # Only clang has libFuzzer, so these two are built when they are asked for.
     native.cc_binary(
-        name = name + "_libfuzzer",
+        name = name + "_libfuzzer_bin",
         testonly = True,
         srcs = srcs,
         copts = _copts(copts),
-        data = [":" + name + "_corpus"],
         linkopts = ["-fsanitize=fuzzer"],
-        # Only clang has libFuzzer.
-        tags = ["manual", "libfuzzer"],
+        tags = ["manual"],
         deps = deps,
-        **kwargs
+    )
+    native.sh_test(
+        name = name + "_libfuzzer",
+        size = "large",
+        srcs = [Label("//bazel:libfuzzer.sh")],
+        args = ["$(rootpath :%s_libfuzzer_bin)" % name, native.package_name() + "/" + corpus],
+        data = [
+            name + "_corpus",
+            name + "_libfuzzer_bin",
+        ],
+        tags = ["libfuzzer", "manual"],
     )

@@ -92,7 +92,7 @@ class CheckTest(unittest.TestCase):
                 shutil.copymode(os.path.join(RUNFILES, name), os.path.join(self.tree, name))
             else:
                 self.write(name, content)
-        self.write(".gitignore", "node_modules\n")
+        self.write(".gitignore", ".cache\nnode_modules\n")
         os.makedirs(os.path.join(self.tree, "tests/npm"))
         os.symlink(
             os.path.realpath(os.path.join(RUNFILES, "../deka_npm/node_modules")),
