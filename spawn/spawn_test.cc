@@ -59,6 +59,13 @@ unsigned long InodeOf(int descriptor) {
   return status.st_ino;
 }
 
+size_t Mappings() {
+  std::ifstream maps("/proc/self/maps");
+  size_t count = 0;
+  for (std::string line; std::getline(maps, line);) ++count;
+  return count;
+}
+
 size_t OpenDescriptors() {
   size_t count = 0;
   DIR* directory = opendir("/proc/self/fd");
@@ -773,7 +780,7 @@ TEST(ReapTest, AThiefInAnotherThread) {
   std::thread thief([&stop] {
     while (!stop) waitpid(-1, nullptr, WNOHANG);
   });
-  for (int i = 0; i < 200; ++i) {
+  for (int i = 0; i < 500; ++i) {
     Call call({"/bin/sh", "-c", "exit 5"});
     const Started started = call();
     ASSERT_GT(started.pid, 0);
@@ -794,6 +801,7 @@ TEST(ReapTest, AThiefInAnotherThread) {
 
 TEST(SpawnTest, AThousandLeaveNothingBehind) {
   const size_t before = OpenDescriptors();
+  const size_t mappings_before = Mappings();
   for (int i = 0; i < 1000; ++i) {
     const bool fails = i % 4 == 0;
     Call call({fails ? "/no/such/program" : "/bin/true"});
@@ -804,6 +812,7 @@ TEST(SpawnTest, AThousandLeaveNothingBehind) {
     close(started.pidfd);
   }
   EXPECT_EQ(OpenDescriptors(), before);
+  EXPECT_LT(Mappings(), mappings_before + 100);
   EXPECT_EQ(waitpid(-1, nullptr, WNOHANG), -1);  // no zombie
   EXPECT_EQ(errno, ECHILD);
 }
