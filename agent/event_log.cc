@@ -1,0 +1,273 @@
+#include "agent/event_log.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+
+#include "agent/log_observation.h"
+#include "agent/utf8.h"
+#include "fmt/format.h"
+#include "ipc/error.h"
+
+namespace deka::agent {
+namespace {
+
+int64_t NowUs() {
+  return std::chrono::duration_cast<std::chrono::microseconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+constexpr uint64_t kPage = LogMemory::kPageBytes;
+constexpr uint64_t PageFloor(uint64_t bytes) { return bytes / kPage * kPage; }
+constexpr uint64_t PageCeil(uint64_t bytes) { return PageFloor(bytes + kPage - 1); }
+
+}  // namespace
+
+EventLog::EventLog(Options options) : options_(std::move(options)), epoch_(NowUs()) {}
+
+EventLog::~EventLog() = default;
+
+absl::StatusOr<std::shared_ptr<Log>> EventLog::AddChild(std::string child,
+                                                        std::map<std::string, std::string> labels,
+                                                        size_t bytes_max, size_t events_max) {
+  absl::StatusOr<LogMemory> memory = LogMemory::Create(bytes_max);
+  if (!memory.ok()) return memory.status();
+  std::shared_ptr<Log> log(new Log(std::move(child), std::move(labels), *std::move(memory),
+                                   bytes_max / 8 * 8, events_max));
+  by_charge_.insert({0, log.get()});
+  ipc::MutexLock lock(mutex_);
+  logs_.push_back(log);
+  log->place_in_list_ = std::prev(logs_.end());
+  for (LogObservation* observer : observers_) observer->OnNewLog(log);
+  return log;
+}
+
+int64_t EventLog::Stage(Log& log, const Draft& draft) {
+  if (batch_.log != &log) {
+    Commit();
+    Open(log);
+  }
+  const RecordRing::Control& control = log.ring_.control();
+  EventFields fields{.sequence = next_sequence_ + batch_.events,
+                     .child_sequence = control.newest_child_sequence + batch_.events + 1,
+                     .time_us = batch_.time_us,
+                     .child = log.child_,
+                     .kind_field = draft.kind_field,
+                     .kind = draft.kind,
+                     .payload_field = draft.payload_field,
+                     .payload = draft.payload};
+  size_t entry_bytes = EntryBytes(fields);
+  if (Record::BytesFor(entry_bytes) > log.bytes_max_) {
+    const size_t excess = Record::BytesFor(entry_bytes) - log.bytes_max_;
+    const size_t kept = fields.payload.size() - std::min(excess, fields.payload.size());
+    fields.payload = draft.payload_field == PayloadField::kRaw ? fields.payload.substr(0, kept)
+                                                               : Utf8Prefix(fields.payload, kept);
+    entry_bytes = EntryBytes(fields);
+  }
+  const uint64_t record_bytes = Record::BytesFor(entry_bytes);
+  if (record_bytes > log.bytes_max_) std::abort();  // the caller's promise about `kind` is broken
+  MakeRoom(log, record_bytes);
+
+  const uint64_t begin = log.ring_.BeginFor(batch_.end, record_bytes);
+  Charge(log, begin + record_bytes);
+  Record& record = log.ring_.Prepare(batch_.end, begin);
+  record.entry_bytes = static_cast<uint32_t>(entry_bytes);
+  record.payload_bytes = static_cast<uint32_t>(fields.payload.size());
+  record.sequence = fields.sequence;
+  record.child_sequence = fields.child_sequence;
+  record.back_bytes = static_cast<uint32_t>(begin - batch_.newest);
+  const v1::EventKind kind = KindOf(draft.kind_field);
+  record.kind = static_cast<uint8_t>(kind);
+  record.direction = static_cast<uint8_t>(DirectionOf(draft.kind_field));
+  record.payload_field = draft.payload_field;
+  EncodeEntry(fields, record.entry());
+
+  batch_.end = begin + record_bytes;
+  batch_.newest = begin;
+  batch_.events += 1;
+  batch_.filter_bits |= FilterBit(record);
+  batch_.closes |= kind == v1::EVENT_KIND_CLOSED;
+  return fields.sequence;
+}
+
+void EventLog::Open(Log& log) {
+  const RecordRing::Control& control = log.ring_.control();
+  time_us_ = std::max(time_us_, NowUs());
+  batch_ = {.log = &log, .end = control.head, .newest = control.newest, .time_us = time_us_};
+}
+
+void EventLog::MakeRoom(Log& log, uint64_t record_bytes) {
+  RecordRing& ring = log.ring_;
+  const auto fits = [&](uint64_t slack_bytes, uint64_t slack_events) {
+    const uint64_t end = ring.BeginFor(batch_.end, record_bytes) + record_bytes;
+    return end - ring.control().tail + slack_bytes <= log.bytes_max_ &&
+           ring.events() + static_cast<uint64_t>(batch_.events) + slack_events < log.events_max_;
+  };
+  if (fits(0, 0)) return;
+  // Some more than needed, so that not each event takes the lock.
+  const uint64_t slack_bytes = std::min(log.bytes_max_ / 16, kPage);
+  const uint64_t slack_events = std::min<uint64_t>(log.events_max_ / 16, 32);
+  for (;;) {
+    {
+      ipc::MutexLock lock(log.mutex_);
+      while (!ring.empty() && !fits(slack_bytes, slack_events)) ring.Evict();
+    }
+    if (fits(0, 0)) return;
+    if (batch_.events == 0) break;
+    // What is staged is in the way: made visible it can be evicted.
+    Commit();
+    Open(log);
+  }
+  // Empty, and the record does not fit behind the end: it begins at the memory's beginning.
+  ipc::MutexLock lock(log.mutex_);
+  ring.Skip(ring.BeginFor(batch_.end, record_bytes));
+  batch_.end = ring.control().head;
+}
+
+void EventLog::Commit() {
+  if (batch_.events == 0) return;
+  const Batch batch = batch_;
+  batch_ = {};
+  Log& log = *batch.log;
+  const int64_t head_before = next_sequence_ - 1;
+  next_sequence_ += batch.events;
+  std::vector<std::shared_ptr<Wakeup>> wakeups;
+  {
+    ipc::MutexLock lock(mutex_);
+    RecordRing::Control control;
+    {
+      ipc::MutexLock log_lock(log.mutex_);
+      log.ring_.Publish(batch.end, batch.newest);
+      log.closed_ |= batch.closes;
+      control = log.ring_.control();
+    }
+    head_ = next_sequence_ - 1;
+    log.news_ = head_;
+    logs_.splice(logs_.begin(), logs_, log.place_in_list_);
+    const auto tell = [&](LogObservation* observer) {
+      if (observer->OnCommit(log, control, batch.filter_bits, head_before)) {
+        wakeups.push_back(observer->wakeup());
+      }
+    };
+    for (LogObservation* observer : observers_of_all_) tell(observer);
+    for (LogObservation* observer : log.observers_) tell(observer);
+  }
+  for (const std::shared_ptr<Wakeup>& wakeup : wakeups) wakeup->Call();
+  if (charged_bytes_ > options_.logs_bytes_max) Yield();
+}
+
+void EventLog::Charge(Log& log, uint64_t end) {
+  const uint64_t bytes = std::min(PageCeil(end) - PageFloor(log.charged_from_),
+                                  static_cast<uint64_t>(log.memory_->size()));
+  if (bytes != log.charged_bytes_) SetCharge(log, bytes);
+}
+
+void EventLog::SetCharge(Log& log, uint64_t bytes) {
+  by_charge_.erase({log.charged_bytes_, &log});
+  charged_bytes_ += bytes - log.charged_bytes_;
+  log.charged_bytes_ = bytes;
+  by_charge_.insert({bytes, &log});
+}
+
+void EventLog::Yield() {
+  while (charged_bytes_ > options_.logs_bytes_max) {
+    Log& largest = *by_charge_.rbegin()->second;
+    // An eighth at once: logs of equal size give in turn, none is emptied for another.
+    const uint64_t bytes =
+        std::max<uint64_t>(charged_bytes_ - options_.logs_bytes_max, largest.charged_bytes_ / 8);
+    if (!YieldSome(largest, bytes)) return;
+  }
+}
+
+bool EventLog::YieldSome(Log& log, uint64_t bytes) {
+  RecordRing& ring = log.ring_;
+  const uint64_t head = ring.control().head;
+  const uint64_t kept_bytes = log.charged_bytes_ - std::min(log.charged_bytes_, PageCeil(bytes));
+  {
+    ipc::MutexLock lock(log.mutex_);
+    while (!ring.empty() && PageCeil(head) - PageFloor(ring.control().tail) > kept_bytes) {
+      ring.Evict();
+    }
+  }
+  const uint64_t charged_bytes_before = log.charged_bytes_;
+  if (ring.empty()) {
+    log.memory_->GiveBack(0, ring.size());
+    log.charged_from_ = head;
+    SetCharge(log, 0);
+  } else {
+    // The free room goes from the head's page, once around, to the tail's.
+    const uint64_t begin = PageCeil(head) % ring.size();
+    const uint64_t end = PageFloor(ring.control().tail) % ring.size();
+    const uint64_t used = PageCeil(head) - PageFloor(ring.control().tail);
+    if (used >= ring.size()) return false;
+    if (begin <= end) {
+      log.memory_->GiveBack(begin, end);
+    } else {
+      log.memory_->GiveBack(begin, ring.size());
+      log.memory_->GiveBack(0, end);
+    }
+    log.charged_from_ = ring.control().tail;
+    SetCharge(log, used);
+  }
+  return log.charged_bytes_ < charged_bytes_before;
+}
+
+void EventLog::Forget(std::shared_ptr<Log> log) {
+  Commit();
+  by_charge_.erase({log->charged_bytes_, log.get()});
+  charged_bytes_ -= log->charged_bytes_;
+  log->charged_bytes_ = 0;
+  std::vector<std::shared_ptr<Wakeup>> wakeups;
+  {
+    ipc::MutexLock lock(mutex_);
+    logs_.erase(log->place_in_list_);
+    log->forgotten_ = true;
+    forgotten_through_ = std::max(forgotten_through_, log->news_);
+    {
+      ipc::MutexLock log_lock(log->mutex_);
+      while (!log->ring_.empty()) log->ring_.Evict();
+      log->memory_.reset();
+    }
+    const auto tell = [&](LogObservation* observer) {
+      if (observer->OnForget(log)) wakeups.push_back(observer->wakeup());
+    };
+    for (LogObservation* observer : observers_of_all_) tell(observer);
+    for (LogObservation* observer : log->observers_) tell(observer);
+    log->observers_.clear();
+  }
+  for (const std::shared_ptr<Wakeup>& wakeup : wakeups) wakeup->Call();
+}
+
+void EventLog::Close() {
+  Commit();
+  std::vector<std::shared_ptr<Wakeup>> wakeups;
+  {
+    ipc::MutexLock lock(mutex_);
+    closing_ = true;
+    for (LogObservation* observer : observers_) wakeups.push_back(observer->wakeup());
+  }
+  for (const std::shared_ptr<Wakeup>& wakeup : wakeups) wakeup->Call();
+}
+
+absl::StatusOr<std::unique_ptr<Observation>> EventLog::Observe(ObservationPlan plan) {
+  auto observation = std::make_unique<LogObservation>(*this, std::move(plan));
+  ipc::MutexLock lock(mutex_);
+  if (observers_.size() >= options_.observers_max) {
+    return ipc::MakeError(
+        ipc::Reason::kObserversLimit,
+        fmt::format("{} observers are there already, which is the limit. End one, or raise "
+                    "observers_max.",
+                    options_.observers_max),
+        {{"limit", fmt::format("{}", options_.observers_max)}});
+  }
+  if (absl::Status status = observation->Begin(); !status.ok()) return status;
+  return observation;
+}
+
+int64_t EventLog::head() const {
+  ipc::MutexLock lock(mutex_);
+  return head_;
+}
+
+}  // namespace deka::agent

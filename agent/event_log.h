@@ -1,0 +1,221 @@
+// The logs of an agent: numbers events, keeps their bytes, and wakes who observes them.
+//
+//   Stage  -> a record behind the log's head, invisible                 (the writer's thread)
+//   Commit -> numbers, visible, observers woken: in one step, for all that was staged
+//   Observe -> an Observation, which reads the logs from its own places (any thread)
+//
+// Sequences are dense over all logs, child sequences dense in each, both from 1, and time never
+// decreases. No observer sees n + 1 before n. Logs with news are found without touching quiet ones:
+// they stand in a list, the one with the newest event first.
+//
+// Bounds: a log holds at most its bytes and its events, the oldest are evicted. All logs together
+// hold at most logs_bytes_max of memory: beyond it the largest evicts some of its events and gives
+// their pages back. (A batch that is staged may exceed it until its commit.)
+//
+// Thread: one writer, the loop's thread, calls what is under "Writing"; the rest is for any. Locks
+// are taken in this order: EventLog::mutex_, one Log's mutex. None is held while a callback runs.
+// The writer waits for a reader at most as long as it takes to copy 64 KiB.
+#ifndef AGENT_EVENT_LOG_H_
+#define AGENT_EVENT_LOG_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <list>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "agent/event_encoding.h"
+#include "agent/log_memory.h"
+#include "agent/observation.h"
+#include "agent/record_ring.h"
+#include "deka/bridge/v1/bridge_service.pb.h"
+#include "ipc/mutex.h"
+
+namespace deka::agent {
+
+class LogObservation;
+
+// The log of one child. Made by EventLog::AddChild; shared by the child and the observers that
+// still have to hear that it was forgotten.
+class Log {
+ public:
+  const std::string& child() const { return child_; }
+  const std::map<std::string, std::string>& labels() const { return labels_; }
+
+  // Of the newest event committed, 0 if there is none. Writer's thread.
+  int64_t newest_sequence() const ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    return ring_.control().newest_sequence;
+  }
+  int64_t newest_child_sequence() const ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    return ring_.control().newest_child_sequence;
+  }
+
+ private:
+  friend class EventLog;
+  friend class LogObservation;
+
+  Log(std::string child, std::map<std::string, std::string> labels, LogMemory memory,
+      uint64_t bytes_max, uint64_t events_max)
+      : child_(std::move(child)),
+        labels_(std::move(labels)),
+        bytes_max_(bytes_max),
+        events_max_(events_max),
+        memory_(std::move(memory)),
+        ring_(memory_->data(), memory_->size()) {}
+
+  const std::string child_;
+  const std::map<std::string, std::string> labels_;
+  const uint64_t bytes_max_;
+  const uint64_t events_max_;
+
+  ipc::Mutex mutex_;
+  // Empty once the child is forgotten; then the ring is, too. Only the writer changes it.
+  std::optional<LogMemory> memory_;
+  // Visible records only change under the mutex; only the writer changes them.
+  RecordRing ring_ ABSL_GUARDED_BY(mutex_);
+  bool closed_ ABSL_GUARDED_BY(mutex_) = false;  // `closed` is visible
+
+  // Pages at positions from here to the end of what is written are charged to this log. Writer's.
+  uint64_t charged_from_ = 0;
+  uint64_t charged_bytes_ = 0;
+
+  // Guarded by EventLog::mutex_.
+  int64_t news_ = 0;  // newest sequence
+  std::list<std::shared_ptr<Log>>::iterator place_in_list_;
+  std::vector<LogObservation*> observers_;  // those that name it or fit its labels
+  bool forgotten_ = false;
+};
+
+// Which events, from where on, until when.
+struct ObservationPlan {
+  // Those that were named; unset: all, later ones included.
+  std::optional<std::vector<std::shared_ptr<Log>>> children;
+  // That a child must have, with these values.
+  std::map<std::string, std::string> labels;
+  // As ValidateObservation found it good.
+  v1::Observation observation;
+  // Encoded ObserveResponses: the children as they are.
+  std::vector<std::string> snapshot;
+};
+
+// INVALID_ARGUMENT names the field that is malformed.
+absl::Status ValidateObservation(const v1::Observation& observation, bool children_named);
+
+// The most bytes that a snapshot piece of this observation may have.
+size_t SnapshotBytesMax(const v1::Observation& observation);
+
+class EventLog {
+ public:
+  struct Options {
+    std::string agent;
+    size_t logs_bytes_max = 256 << 20;
+    size_t observers_max = 1024;
+  };
+
+  explicit EventLog(Options options);
+  // After all observations.
+  ~EventLog();
+
+  EventLog(const EventLog&) = delete;
+  EventLog& operator=(const EventLog&) = delete;
+
+  const std::string& agent() const { return options_.agent; }
+  int64_t epoch() const { return epoch_; }
+
+  // --- Writing. ---
+
+  // A log of its own for a new child. kChildrenLimit if the system has no memory for it.
+  absl::StatusOr<std::shared_ptr<Log>> AddChild(std::string child,
+                                                std::map<std::string, std::string> labels,
+                                                size_t bytes_max, size_t events_max);
+
+  struct Draft {
+    int kind_field = 0;          // v1::Event::kFromChild...
+    std::string_view kind = {};  // that message, encoded
+    PayloadField payload_field = PayloadField::kNone;
+    std::string_view payload = {};  // UTF-8 unless the field is kRaw
+  };
+
+  // Numbers an event and writes it behind the log's head. Returns its sequence. What is staged for
+  // another log is committed first. A payload that is too long for the log is cut; `kind` is at
+  // most kHeadBytesMax and fits.
+  int64_t Stage(Log& log, const Draft& draft) ABSL_NO_THREAD_SAFETY_ANALYSIS;
+
+  // Makes visible what is staged.
+  void Commit();
+
+  // The sequence that the next event staged will have.
+  int64_t next_sequence() const { return next_sequence_ + batch_.events; }
+
+  // Drops the log of an ended child: who has not read all of it gets a gap.
+  void Forget(std::shared_ptr<Log> log);
+
+  // Ends the observations, with AGENT_STOPPING, as soon as each has shown all that is committed.
+  void Close();
+
+  // --- Observing. ---
+
+  // The newest event committed, 0 if there is none.
+  int64_t head() const;
+
+  // Begins now: its `head` is what is committed. Fails with kCursorExpired or kCursorOtherEpoch
+  // (`fail_on_gap`), kInvalidArgument (a cursor beyond the head, or of another agent) or
+  // kObserversLimit.
+  absl::StatusOr<std::unique_ptr<Observation>> Observe(ObservationPlan plan);
+
+  // Memory that all logs are charged for. Writer's thread.
+  size_t charged_bytes() const { return charged_bytes_; }
+
+ private:
+  friend class LogObservation;
+
+  // What is staged: events of one log, behind its head.
+  struct Batch {
+    Log* log = nullptr;
+    uint64_t end = 0;
+    uint64_t newest = 0;
+    int64_t events = 0;
+    int64_t time_us = 0;
+    uint32_t filter_bits = 0;
+    bool closes = false;
+  };
+
+  void Open(Log& log) ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  void MakeRoom(Log& log, uint64_t record_bytes) ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  void Charge(Log& log, uint64_t end);
+  void SetCharge(Log& log, uint64_t bytes);
+  void Yield();
+  bool YieldSome(Log& log, uint64_t bytes) ABSL_NO_THREAD_SAFETY_ANALYSIS;
+
+  const Options options_;
+  const int64_t epoch_;
+
+  // The writer's.
+  Batch batch_;
+  int64_t next_sequence_ = 1;
+  int64_t time_us_ = 0;
+  size_t charged_bytes_ = 0;
+  std::set<std::pair<uint64_t, Log*>> by_charge_;
+
+  mutable ipc::Mutex mutex_;
+  int64_t head_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::list<std::shared_ptr<Log>> logs_ ABSL_GUARDED_BY(mutex_);  // newest event first
+  absl::flat_hash_set<LogObservation*> observers_ ABSL_GUARDED_BY(mutex_);
+  std::vector<LogObservation*> observers_of_all_ ABSL_GUARDED_BY(mutex_);
+  // The newest event of all children that are forgotten.
+  int64_t forgotten_through_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool closing_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+}  // namespace deka::agent
+
+#endif  // AGENT_EVENT_LOG_H_
