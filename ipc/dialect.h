@@ -9,7 +9,7 @@
 // stand in any order, with white space and with members that are not known; `type` announces a
 // handle.
 //
-// Thread: any; a Codec one at a time.
+// Thread: any.
 #ifndef IPC_DIALECT_H_
 #define IPC_DIALECT_H_
 
@@ -22,7 +22,6 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "ipc/json.h"
 
 namespace deka::ipc {
 
@@ -59,13 +58,13 @@ struct FrameParts {
 // Reads and writes the lines of one dialect. Allocates nothing for a good line.
 class Codec {
  public:
-  // `validator` outlives the codec, and its depth limit is the messages'.
-  Codec(Dialect dialect, JsonValidator& validator, size_t message_bytes_max)
-      : dialect_(dialect), validator_(validator), message_bytes_max_(message_bytes_max) {}
+  // The limits are those of a value: its bytes, and how deep its arrays and objects are nested.
+  Codec(Dialect dialect, size_t message_bytes_max, size_t depth_max)
+      : dialect_(dialect), message_bytes_max_(message_bytes_max), depth_max_(depth_max) {}
 
   // A line without its '\n'. Fails with kInvalidJson, kEnvelopeMissing or kMessageTooLarge; the
   // metadata `offset` is the byte of the line, `limit` the limit.
-  absl::StatusOr<Line> Decode(std::string_view line, Padding padding = Padding::kNone);
+  absl::StatusOr<Line> Decode(std::string_view line) const;
 
   // `value` is valid JSON without line breaks.
   FrameParts Encode(std::string_view value) const { return EncodeAs(dialect_, value); }
@@ -75,12 +74,12 @@ class Codec {
   Dialect dialect() const { return dialect_; }
 
  private:
-  absl::StatusOr<Line> DecodeDeka(std::string_view line, Padding padding);
-  absl::StatusOr<Line> DecodeNode(std::string_view line, Padding padding);
+  absl::StatusOr<Line> DecodeDeka(std::string_view line) const;
+  absl::StatusOr<Line> DecodeNode(std::string_view line) const;
 
   Dialect dialect_;
-  JsonValidator& validator_;
   size_t message_bytes_max_;
+  size_t depth_max_;
 };
 
 // The frame, with its '\n', that tells a child that the handle it sent did not arrive. To be sent

@@ -1,0 +1,499 @@
+#include "ipc/json.h"
+
+#include <fmt/format.h>
+#include <simdjson.h>
+
+#include <bit>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+#include "ipc/error.h"
+
+namespace deka::ipc {
+namespace {
+
+bool IsSpace(char c) { return c == ' ' || c == '\n' || c == '\r' || c == '\t'; }
+bool IsDigit(char c) { return c >= '0' && c <= '9'; }
+
+// The value of a hexadecimal digit, or -1.
+int HexValue(char c) {
+  if (c >= '0' && c <= '9') return c - '0';
+  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+  return -1;
+}
+
+// The number of bytes of the UTF-8 character at `p`, 0 if there is none: RFC 3629, so no surrogate,
+// no overlong form, nothing beyond U+10FFFF.
+size_t Utf8Length(const char* p, const char* end) {
+  const auto byte = [p](size_t i) { return static_cast<uint8_t>(p[i]); };
+  const auto continues = [&byte](size_t i) { return (byte(i) & 0xC0) == 0x80; };
+  const size_t left = static_cast<size_t>(end - p);
+  if (left == 0) return 0;
+  const uint8_t lead = byte(0);
+  if (lead < 0x80) return 1;
+  if (lead < 0xC2) return 0;
+  if (lead < 0xE0) return left >= 2 && continues(1) ? 2 : 0;
+  if (lead < 0xF0) {
+    if (left < 3 || !continues(1) || !continues(2)) return 0;
+    if (lead == 0xE0 && byte(1) < 0xA0) return 0;
+    if (lead == 0xED && byte(1) >= 0xA0) return 0;
+    return 3;
+  }
+  if (lead < 0xF5) {
+    if (left < 4 || !continues(1) || !continues(2) || !continues(3)) return 0;
+    if (lead == 0xF0 && byte(1) < 0x90) return 0;
+    if (lead == 0xF4 && byte(1) >= 0x90) return 0;
+    return 4;
+  }
+  return 0;
+}
+
+// The value of the four hexadecimal digits behind the \u at `p`; unset if that is not what is
+// there.
+std::optional<char32_t> HexEscape(const char* p, const char* end) {
+  if (end - p < 6 || p[0] != '\\' || p[1] != 'u') return std::nullopt;
+  char32_t value = 0;
+  for (int i = 2; i < 6; ++i) {
+    const int digit = HexValue(p[i]);
+    if (digit < 0) return std::nullopt;
+    value = value * 16 + static_cast<char32_t>(digit);
+  }
+  return value;
+}
+
+// Moves `p` behind the escape it points to; a pair of surrogates is one character, a lone one
+// U+FFFD. Unset if there is no such escape.
+std::optional<char32_t> TakeEscape(const char*& p, const char* end) {
+  if (end - p < 2) return std::nullopt;
+  if (p[1] != 'u') {
+    constexpr std::string_view kEscapes = R"("\/bfnrt)";
+    const size_t i = kEscapes.find(p[1]);
+    if (i == std::string_view::npos) return std::nullopt;
+    p += 2;
+    return static_cast<char32_t>("\"\\/\b\f\n\r\t"[i]);
+  }
+  const std::optional<char32_t> first = HexEscape(p, end);
+  if (!first.has_value()) return std::nullopt;
+  p += 6;
+  if (*first < 0xD800 || *first > 0xDFFF) return first;
+  const std::optional<char32_t> second = HexEscape(p, end);
+  const bool pair = *first < 0xDC00 && second.has_value() && *second >= 0xDC00 && *second <= 0xDFFF;
+  if (!pair) return U'\uFFFD';
+  p += 6;
+  return 0x10000 + ((*first - 0xD800) << 10) + (*second - 0xDC00);
+}
+
+// Writes a character that is no surrogate, and answers how many bytes it has.
+size_t EncodeUtf8(char32_t character, char* bytes) {
+  const auto tail = [character](int shift) {
+    return static_cast<char>(0x80 | (character >> shift & 0x3F));
+  };
+  if (character < 0x80) {
+    bytes[0] = static_cast<char>(character);
+    return 1;
+  }
+  if (character < 0x800) {
+    bytes[0] = static_cast<char>(0xC0 | character >> 6);
+    bytes[1] = tail(0);
+    return 2;
+  }
+  if (character < 0x10000) {
+    bytes[0] = static_cast<char>(0xE0 | character >> 12);
+    bytes[1] = tail(6);
+    bytes[2] = tail(0);
+    return 3;
+  }
+  bytes[0] = static_cast<char>(0xF0 | character >> 18);
+  bytes[1] = tail(12);
+  bytes[2] = tail(6);
+  bytes[3] = tail(0);
+  return 4;
+}
+
+// Reads one JSON value by the grammar. Its methods are given where they begin and answer where they
+// ended, or null, with `error_` set, if what stands there cannot be: the place stays in a register.
+class Scanner {
+ public:
+  Scanner(std::string_view json, size_t depth_max, std::span<JsonMember> members)
+      : begin_(json.data()), end_(begin_ + json.size()), depth_max_(depth_max), members_(members) {}
+
+  std::optional<JsonError> Scan() {
+    if (Document() && Utf8()) return std::nullopt;
+    return error_;
+  }
+
+ private:
+  std::nullptr_t Fail(const char* p, std::string_view what) {
+    error_ = {what, static_cast<size_t>(p - begin_)};
+    return nullptr;
+  }
+  std::nullptr_t FailOpen(const char* p) {
+    return Fail(p, in_object_ ? "an object is not closed" : "an array is not closed");
+  }
+
+  const char* Document() {
+    const char* p = SkipSpace(begin_);
+    if (p == end_) return Fail(p, "there is no value, only white space or nothing");
+    for (;;) {
+      if (*p == '{' || *p == '[') {
+        p = Open(p);
+        if (p == nullptr) return nullptr;
+        p = SkipSpace(p);
+        if (p == end_) return FailOpen(p);
+        if (*p != ClosingBracket()) {
+          if (in_object_ && (p = Key(p)) == nullptr) return nullptr;
+          continue;
+        }
+      } else {
+        p = Scalar(p);
+        if (p == nullptr) return nullptr;
+        p = EndValue(p);
+      }
+
+      // The ends of all containers that end here, then a comma.
+      for (;;) {
+        if (depth_ == 0) return p == end_ ? p : Fail(p, "more text stands behind the value");
+        if (p == end_) return FailOpen(p);
+        if (*p != ClosingBracket()) break;
+        Close();
+        p = EndValue(p + 1);
+      }
+      if (*p != ',') {
+        return Fail(p, in_object_ ? "a comma or the end of the object is expected"
+                                  : "a comma or the end of the array is expected");
+      }
+      p = SkipSpace(p + 1);
+      if (p == end_) return FailOpen(p);
+      if (*p == ClosingBracket()) return Fail(p, "a comma stands before a closing bracket");
+      if (in_object_ && (p = Key(p)) == nullptr) return nullptr;
+    }
+  }
+
+  char ClosingBracket() const { return in_object_ ? '}' : ']'; }
+
+  // A value has ended at `p`.
+  const char* EndValue(const char* p) {
+    if (member_ != nullptr && depth_ == 1) {
+      member_->value = {member_begin_, static_cast<size_t>(p - member_begin_)};
+      member_ = nullptr;
+    }
+    return SkipSpace(p);
+  }
+
+  const char* SkipSpace(const char* p) const {
+    if (p<end_&& static_cast<uint8_t>(*p)> ' ') return p;
+    return SkipSpaces(p);
+  }
+
+  const char* SkipSpaces(const char* p) const {
+#if defined(__SSE2__)
+    for (; end_ - p >= 16; p += 16) {
+      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+      const auto is = [bytes](char c) { return _mm_cmpeq_epi8(bytes, _mm_set1_epi8(c)); };
+      const __m128i spaces =
+          _mm_or_si128(_mm_or_si128(is(' '), is('\n')), _mm_or_si128(is('\r'), is('\t')));
+      const unsigned others = ~static_cast<unsigned>(_mm_movemask_epi8(spaces)) & 0xffff;
+      if (others != 0) return p + std::countr_zero(others);
+    }
+#endif
+    while (p < end_ && IsSpace(*p)) ++p;
+    return p;
+  }
+
+  // What kind each open container is, is kept in bits, the innermost lowest: 64 of them in `open_`,
+  // the others in `outer_`.
+  const char* Open(const char* p) {
+    if (depth_ == depth_max_) return Fail(p, "arrays and objects are nested deeper than the limit");
+    if (depth_ % 64 == 0 && depth_ > 0) outer_.push_back(open_);
+    ++depth_;
+    in_object_ = *p == '{';
+    open_ = open_ << 1 | (in_object_ ? 1 : 0);
+    return p + 1;
+  }
+
+  void Close() {
+    --depth_;
+    open_ >>= 1;
+    if (depth_ % 64 == 0 && depth_ > 0) {
+      open_ = outer_.back();
+      outer_.pop_back();
+    }
+    in_object_ = (open_ & 1) != 0;
+  }
+
+  // A key and its colon, up to the value.
+  const char* Key(const char* p) {
+    if (*p != '"') return Fail(p, "a key in double quotes is expected");
+    const char* key = p;
+    p = String(p);
+    if (p == nullptr) return nullptr;
+    const char* key_end = p;
+    p = SkipSpace(p);
+    if (p == end_) return FailOpen(p);
+    if (*p != ':') return Fail(p, "a colon is expected behind a key");
+    p = SkipSpace(p + 1);
+    if (p == end_) return FailOpen(p);
+    if (depth_ == 1 && !members_.empty()) {
+      FindMember({key, static_cast<size_t>(key_end - key)}, p);
+    }
+    return p;
+  }
+
+  void FindMember(std::string_view key_in_quotes, const char* value) {
+    const std::string_view key = key_in_quotes.substr(1, key_in_quotes.size() - 2);
+    for (JsonMember& member : members_) {
+      if (key == member.key || EqualsDecoded(key_in_quotes, member.key)) {
+        member_ = &member;
+        member_begin_ = value;
+        return;
+      }
+    }
+  }
+
+  static bool EqualsDecoded(std::string_view key_in_quotes, std::string_view key) {
+    // An escape is longer than what it means.
+    if (key_in_quotes.size() <= key.size() + 2) return false;
+    if (key_in_quotes.find('\\') == std::string_view::npos) return false;
+    char buffer[64];
+    return DecodeJsonString(key_in_quotes, buffer) == key;
+  }
+
+  const char* Scalar(const char* p) {
+    switch (*p) {
+      case '"':
+        return String(p);
+      case '-':
+      case '0':
+      case '1':
+      case '2':
+      case '3':
+      case '4':
+      case '5':
+      case '6':
+      case '7':
+      case '8':
+      case '9':
+        return Number(p);
+      case 't':
+        return Literal(p, "true");
+      case 'f':
+        return Literal(p, "false");
+      case 'n':
+        return Literal(p, "null");
+      case '\0':
+        return Fail(p, "a NUL byte stands where a value is expected");
+      default:
+        return Fail(p, "no value begins like this");
+    }
+  }
+
+  const char* Literal(const char* p, std::string_view word) {
+    for (size_t i = 0; i < word.size(); ++i) {
+      if (p + i == end_) return Fail(end_, "the text ends in the middle of a value");
+      if (p[i] != word[i]) return Fail(p, "no value begins like this");
+    }
+    return p + word.size();
+  }
+
+  const char* Number(const char* p) {
+    if (*p == '-') ++p;
+    if (p < end_ && *p == '0') {
+      ++p;
+      if (p < end_ && IsDigit(*p)) return Fail(p, "a number has a leading zero");
+    } else {
+      p = Digits(p);
+      if (p == nullptr) return nullptr;
+    }
+    if (p < end_ && *p == '.') {
+      p = Digits(p + 1);
+      if (p == nullptr) return nullptr;
+    }
+    if (p < end_ && (*p == 'e' || *p == 'E')) {
+      ++p;
+      if (p < end_ && (*p == '+' || *p == '-')) ++p;
+      p = Digits(p);
+    }
+    return p;
+  }
+
+  const char* Digits(const char* p) {
+    if (p == end_) return Fail(p, "the text ends in the middle of a number");
+    if (!IsDigit(*p)) return Fail(p, "a digit is expected in a number");
+    do {
+      ++p;
+    } while (p < end_ && IsDigit(*p));
+    return p;
+  }
+
+  const char* String(const char* p) {
+    ++p;
+    for (;;) {
+      p = SkipPlain(p);
+      if (p == end_) return Fail(p, "a string is not closed");
+      if (*p == '"') return p + 1;
+      if (*p == '\0') return Fail(p, "a NUL byte stands in a string");
+      if (*p != '\\') return Fail(p, "a control character stands in a string without an escape");
+      p = Escape(p);
+      if (p == nullptr) return nullptr;
+    }
+  }
+
+  // Up to a quote, a backslash or a control character. Notes whether there was anything but ASCII.
+  const char* SkipPlain(const char* p) {
+#if defined(__SSE2__)
+    for (; end_ - p >= 16; p += 16) {
+      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+      const auto is = [bytes](char c) { return _mm_cmpeq_epi8(bytes, _mm_set1_epi8(c)); };
+      const __m128i control = _mm_cmpeq_epi8(_mm_min_epu8(bytes, _mm_set1_epi8(0x1f)), bytes);
+      const __m128i ends = _mm_or_si128(_mm_or_si128(is('"'), is('\\')), control);
+      high_bits_ |= static_cast<unsigned>(_mm_movemask_epi8(bytes));
+      const unsigned mask = static_cast<unsigned>(_mm_movemask_epi8(ends));
+      if (mask != 0) return p + std::countr_zero(mask);
+    }
+#endif
+    for (; p < end_; ++p) {
+      const uint8_t c = static_cast<uint8_t>(*p);
+      if (c < 0x20 || c == '"' || c == '\\') break;
+      high_bits_ |= c & 0x80;
+    }
+    return p;
+  }
+
+  const char* Escape(const char* p) {
+    if (end_ - p < 2) return Fail(end_, "a string is not closed");
+    switch (p[1]) {
+      case '"':
+      case '\\':
+      case '/':
+      case 'b':
+      case 'f':
+      case 'n':
+      case 'r':
+      case 't':
+        return p + 2;
+      case 'u':
+        for (int i = 2; i < 6; ++i) {
+          if (p + i == end_) return Fail(end_, "a string is not closed");
+          if (HexValue(p[i]) < 0) return Fail(p + i, "\\u needs four hexadecimal digits");
+        }
+        return p + 6;
+      default:
+        return Fail(p + 1, "a string has an escape that does not exist");
+    }
+  }
+
+  // The grammar holds, so all bytes that are not ASCII stand in strings.
+  bool Utf8() {
+    if (high_bits_ == 0) return true;
+    if (simdjson::validate_utf8(begin_, static_cast<size_t>(end_ - begin_))) return true;
+    const char* p = begin_;
+    while (const size_t length = Utf8Length(p, end_)) p += length;
+    Fail(p, "a string is not UTF-8");
+    return false;
+  }
+
+  const char* const begin_;
+  const char* const end_;
+  unsigned high_bits_ = 0;
+
+  const size_t depth_max_;
+  size_t depth_ = 0;
+  bool in_object_ = false;
+  uint64_t open_ = 0;
+  std::vector<uint64_t> outer_;
+
+  const std::span<JsonMember> members_;
+  JsonMember* member_ = nullptr;  // of the outermost object: its value is being read
+  const char* member_begin_ = nullptr;
+  JsonError error_;
+};
+
+}  // namespace
+
+std::optional<JsonError> CheckJson(std::string_view json, size_t depth_max,
+                                   std::span<JsonMember> members) {
+  for (JsonMember& member : members) member.value = {};
+  return Scanner(json, depth_max, members).Scan();
+}
+
+absl::Status JsonErrorToStatus(const JsonError& error, std::string_view what) {
+  return MakeError(
+      Reason::kInvalidJson,
+      fmt::format("{} is not acceptable JSON: {} at byte {}; one JSON value in UTF-8 is "
+                  "expected",
+                  what, error.what, error.offset),
+      {{"offset", fmt::format("{}", error.offset)}});
+}
+
+std::optional<std::string_view> DecodeJsonString(std::string_view json, std::span<char> buffer) {
+  if (json.size() < 2 || json.front() != '"' || json.back() != '"') return std::nullopt;
+  const char* p = json.data() + 1;
+  const char* const end = json.data() + json.size() - 1;
+  size_t size = 0;
+  while (p < end) {
+    char bytes[4] = {*p};
+    size_t count = 1;
+    if (*p != '\\') {
+      ++p;
+    } else {
+      const std::optional<char32_t> character = TakeEscape(p, end);
+      if (!character.has_value()) return std::nullopt;
+      count = EncodeUtf8(*character, bytes);
+    }
+    if (buffer.size() - size < count) return std::nullopt;
+    std::memcpy(buffer.data() + size, bytes, count);
+    size += count;
+  }
+  return std::string_view(buffer.data(), size);
+}
+
+std::string_view TrimJson(std::string_view json) {
+  while (!json.empty() && IsSpace(json.front())) json.remove_prefix(1);
+  while (!json.empty() && IsSpace(json.back())) json.remove_suffix(1);
+  return json;
+}
+
+void BreaksToSpaces(std::span<char> json) {
+  for (const char line_break : {'\n', '\r'}) {
+    char* const end = json.data() + json.size();
+    for (char* p = json.data(); p != end; ++p) {
+      p = static_cast<char*>(std::memchr(p, line_break, static_cast<size_t>(end - p)));
+      if (p == nullptr) break;
+      *p = ' ';
+    }
+  }
+}
+
+absl::StatusOr<std::string> MessageFromClient(std::string json, size_t bytes_max,
+                                              size_t depth_max) {
+  if (json.size() > bytes_max) {
+    return MakeError(Reason::kMessageTooLarge,
+                     fmt::format("the message has {} bytes and the limit is {}; send less at once",
+                                 json.size(), bytes_max),
+                     {{"limit", fmt::format("{}", bytes_max)}});
+  }
+  if (const std::optional<JsonError> error = CheckJson(json, depth_max)) {
+    return JsonErrorToStatus(*error, "the message");
+  }
+  BreaksToSpaces(json);
+  return json;
+}
+
+std::string_view Utf8Prefix(std::string_view text, size_t bytes_max) {
+  if (text.size() <= bytes_max) return text;
+  const char* const end = text.data() + text.size();
+  // A character that begins before the cut and ends behind it; at most 3 bytes are before.
+  for (size_t before = 1; before <= 3 && before <= bytes_max; ++before) {
+    const size_t begin = bytes_max - before;
+    if (Utf8Length(text.data() + begin, end) > before) return text.substr(0, begin);
+  }
+  return text.substr(0, bytes_max);
+}
+
+}  // namespace deka::ipc
