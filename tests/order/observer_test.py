@@ -1,0 +1,157 @@
+"""Observers that do not read, are suspended, or vanish: nobody else notices, and what they missed is told."""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+
+import bridge
+from bridge import Code, child_pb2
+from deka.bridge.v1 import bridge_service_pb2_grpc
+
+# The default time after which a call to which nothing can be written ends.
+STALL_S = 10
+# Far more than a connection's buffers hold, and less than a log of this size.
+COUNT = 60_000
+LIMITS = child_pb2.ChildLimits(log_bytes_max=32 << 20)
+
+
+class ObserverTest(bridge.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.agent = self.start_agent("limits { log_events_max: 200000 }\n")
+
+    def resident_kib(self):
+        with open(f"/proc/{self.agent.process.pid}/status", encoding="ascii") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("VmRSS:"))
+
+    def descriptors(self):
+        return len(os.listdir(f"/proc/{self.agent.process.pid}/fd"))
+
+    def connection(self):
+        return bridge_service_pb2_grpc.BridgeServiceStub(self.agent.connect())
+
+    def start_client(self, child):
+        """Another process that observes the child."""
+        process = subprocess.Popen(
+            [
+                bridge.PYTHON,
+                bridge.testcase("observing_client.py"),
+                self.agent.target,
+                child.id,
+                str(child.cursor.epoch),
+                str(child.cursor.sequence),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        self.addCleanup(process.stdout.close)
+        self.assertEqual(process.stdout.readline(), "attached\n")
+        return process
+
+    def write_numbers(self, puppet, first, count):
+        puppet.write(b"".join(b'"%07d%s"\n' % (number, b"x" * 200) for number in range(first, first + count)))
+
+    def check_all_seen(self, observer, count):
+        observer.wait_for_count("from_child", count)
+        self.assertEqual([int(event.json[1:8]) for event in observer.of("from_child")], list(range(count)))
+
+    def test_an_observer_that_stops_reading(self):
+        puppet = bridge.Puppet(self, self.agent, dialect=bridge.NODE, limits=LIMITS)
+        stopped = [puppet.child.observe(stub=self.connection(), paused=True) for _ in range(4)]
+        reading = puppet.child.observe(stub=self.connection())
+        reading.wait_for_last("started")
+        before = self.resident_kib()
+        writer = threading.Thread(target=self.write_numbers, args=(puppet, 0, COUNT))
+        writer.start()
+        self.check_all_seen(reading, COUNT)
+        writer.join()
+        # Other calls are answered at once, and the child is written to.
+        puppet.child.send('"hello"')
+        self.assertEqual(puppet.read_line(), b'"hello"\n')
+        grown = self.resident_kib() - before
+        self.assertLess(grown, (LIMITS.log_bytes_max >> 10) + 4 * 1024 + 16 * 1024)
+        for observer in stopped:
+            bridge.wait_until(lambda o=observer: not o.call.is_active(), "the end of a stalled call", 2 * STALL_S)
+            self.assertEqual(observer.call.code(), Code.DEADLINE_EXCEEDED)
+            observer.may_read.set()
+            observer.wait_for_end()
+            self.check_refusal(observer.error, Code.DEADLINE_EXCEEDED, "STALLED")
+        resumed = puppet.child.observe()
+        self.check_all_seen(resumed, COUNT)
+
+    def test_a_suspended_process(self):
+        puppet = bridge.Puppet(self, self.agent, dialect=bridge.NODE, limits=LIMITS)
+        reading = puppet.child.observe(stub=self.connection())
+        client = self.start_client(puppet.child)
+        client.send_signal(signal.SIGSTOP)
+        writer = threading.Thread(target=self.write_numbers, args=(puppet, 0, COUNT))
+        writer.start()
+        self.check_all_seen(reading, COUNT)
+        writer.join()
+        puppet.close_channel()
+        puppet.exit()
+        puppet.close_output()
+        reading.wait_for_last("closed")
+        client.send_signal(signal.SIGCONT)
+        report = json.loads(client.stdout.readline())
+        self.assertEqual(client.wait(bridge.DEADLINE_S), 0)
+        self.check_report(report, len(reading.events))
+
+    def check_report(self, report, last):
+        expected = 1
+        for begin, end in report["shown"]:
+            self.assertEqual(begin if begin is not None else expected, expected)
+            self.assertGreaterEqual(end, expected)
+            expected = end + 1
+        self.assertEqual(expected, last + 1)
+
+    def test_a_suspended_process_behind_a_small_log(self):
+        """What turned over meanwhile is one exact gap."""
+        limits = child_pb2.ChildLimits(message_bytes_max=1024, queue_bytes_max=65536, log_bytes_max=65536)
+        puppet = bridge.Puppet(self, self.agent, dialect=bridge.NODE, limits=limits)
+        client = self.start_client(puppet.child)
+        client.send_signal(signal.SIGSTOP)
+        self.write_numbers(puppet, 0, COUNT)
+        puppet.close_channel()
+        puppet.exit()
+        puppet.close_output()
+        observer = self.agent.observe(children=[puppet.child.id], until_closed=True).wait_for_end()
+        self.assertIsNone(observer.error)
+        client.send_signal(signal.SIGCONT)
+        report = json.loads(client.stdout.readline())
+        self.check_report(report, COUNT + 4)
+        self.assertTrue([1 for begin, end in report["shown"] if begin != end], "there was a gap")
+
+    def test_clients_that_vanish(self):
+        puppet = bridge.Puppet(self, self.agent, dialect=bridge.NODE, limits=LIMITS)
+        reading = puppet.child.observe(stub=self.connection())
+        reading.wait_for_last("started")
+        before = self.descriptors()
+        clients = [self.start_client(puppet.child) for _ in range(8)]
+        writer = threading.Thread(target=self.write_numbers, args=(puppet, 0, COUNT))
+        writer.start()
+        reading.wait_for_count("from_child", 1000)
+        for client in clients:
+            client.kill()
+        self.check_all_seen(reading, COUNT)
+        writer.join()
+        bridge.wait_until(lambda: self.descriptors() <= before, "the end of the connections of clients that are gone")
+
+    def test_a_flood_leaves_other_logs_alone(self):
+        quiet = self.agent.fork("echo.py")
+        quiet.send('"remember me"')
+        limits = child_pb2.ChildLimits(message_bytes_max=1024, queue_bytes_max=65536, log_bytes_max=65536)
+        flood = self.agent.fork("flood.py", str(COUNT), limits=limits)
+        self.agent.observe(children=[flood.id], until_closed=True).wait_for_end()
+        observer = quiet.observe()
+        observer.wait_for_count("from_child", 1)
+        self.assertEqual(observer.kinds, ["started", "to_child", "from_child"])
+        self.assertEqual(observer.gaps, [])
+
+
+if __name__ == "__main__":
+    bridge.main()
