@@ -83,7 +83,6 @@ struct Refusal {
 };
 
 TEST(CheckJsonTest, NamesTheFirstByteThatCannotBe) {
-  using namespace std::string_literals;
   const std::vector<Refusal> refusals = {
       {"", 0, "no value"},
       {" \n ", 3, "no value"},
@@ -94,9 +93,9 @@ TEST(CheckJsonTest, NamesTheFirstByteThatCannotBe) {
       {"1 2", 2, "more text"},
       {"{} x", 3, "more text"},
       {"\xef\xbb\xbf{}", 0, "no value begins"},
-      {"\0"s, 0, "NUL"},
-      {"[1,\0]"s, 3, "NUL"},
-      {"\"a\0b\""s, 2, "NUL"},
+      {std::string("\0", 1), 0, "NUL"},
+      {std::string("[1,\0]", 5), 3, "NUL"},
+      {std::string("\"a\0b\"", 5), 2, "NUL"},
       {"[", 1, "array is not closed"},
       {"[1", 2, "array is not closed"},
       {"[1,", 3, "array is not closed"},

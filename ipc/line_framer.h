@@ -65,10 +65,11 @@ class LineFramer {
 
   // Plain data, all zero for a new stream.
   struct State {
-    uint64_t begin = 0;     // of the line that is being read
-    uint64_t scanned = 0;   // no '\n' in [begin, scanned)
-    bool skipping = false;  // the line is too long: its bytes before `scanned` may be gone
+    uint64_t begin = 0;                  // of the line that is being read
+    uint64_t scanned = 0;                // no '\n' in [begin, scanned)
     char first_bytes[kFirstBytes] = {};  // of the last line that was too long
+    uint8_t first_bytes_size = 0;
+    bool skipping = false;  // the line is too long: its bytes before `scanned` may be gone
   };
 
   explicit LineFramer(Options options);
@@ -85,13 +86,17 @@ class LineFramer {
   // Offset of the first byte that is still needed.
   uint64_t position() const { return state_.skipping ? state_.scanned : state_.begin; }
 
-  // After kTooLong, until the next line that is too long: its first 64 bytes.
-  std::string_view first_bytes() const { return {state_.first_bytes, kFirstBytes}; }
+  // After kTooLong, until the next line that is too long: its first 64 bytes, or all if it has
+  // fewer.
+  std::string_view first_bytes() const { return {state_.first_bytes, state_.first_bytes_size}; }
 
   const State& state() const { return state_; }
 
  private:
+  // The line has ended at `end`; the next begins at `next_begin`.
   Frame EndLine(uint64_t end, uint64_t next_begin);
+  // [scanned, end) is part of the line, without its end.
+  void Scan(const RingView& ring, uint64_t end);
 
   Options options_;
   State state_;
