@@ -37,12 +37,13 @@ inline constexpr size_t kEnvelopeBytesMax = 4096;
 
 // What a line says.
 struct Line {
-  std::string_view value;  // part of the line
-  // Of the runtime's own protocol, never a user's message: in dialect node an object whose string
-  // `cmd` begins with NODE_ and is longer, in deka the same without being the envelope. `value` is
-  // the whole line then.
+  // The message: part of the line, without white space around it. Of an internal line the whole
+  // line; of one that announces a handle what came with it, empty if nothing did.
+  std::string_view value;
+  // Of the runtime's own protocol, never a user's message: an object whose string `cmd` begins with
+  // NODE_ and is longer, and which in dialect deka is no envelope.
   bool internal = false;
-  // The line announces a handle that travels with it (NODE_HANDLE with `type`).
+  // The line announces a handle that travels with it: `cmd` is NODE_HANDLE, `type` a string.
   bool handle_announced = false;
 };
 
@@ -62,11 +63,16 @@ class Codec {
   Codec(Dialect dialect, size_t message_bytes_max, size_t depth_max)
       : dialect_(dialect), message_bytes_max_(message_bytes_max), depth_max_(depth_max) {}
 
-  // A line without its '\n'. Fails with kInvalidJson, kEnvelopeMissing or kMessageTooLarge; the
-  // metadata `offset` is the byte of the line, `limit` the limit.
+  // Reads a line without its '\n'. Fails with kInvalidJson (metadata `offset`: the byte of the
+  // line), kEnvelopeMissing or kMessageTooLarge (metadata `limit`).
   absl::StatusOr<Line> Decode(std::string_view line) const;
 
-  // `value` is valid JSON without line breaks.
+  // Judges a value that is to be sent. Fails with kMessageTooLarge, kInvalidJson, or
+  // kReservedMessage: a Node child ends when it is sent NODE_HANDLE, NODE_HANDLE_ACK or
+  // NODE_HANDLE_NACK from outside.
+  absl::Status Check(std::string_view value) const;
+
+  // `value` has passed Check() and has no line breaks.
   FrameParts Encode(std::string_view value) const { return EncodeAs(dialect_, value); }
 
   static FrameParts EncodeAs(Dialect dialect, std::string_view value);
@@ -74,8 +80,7 @@ class Codec {
   Dialect dialect() const { return dialect_; }
 
  private:
-  absl::StatusOr<Line> DecodeDeka(std::string_view line) const;
-  absl::StatusOr<Line> DecodeNode(std::string_view line) const;
+  absl::Status CheckSize(std::string_view value) const;
 
   Dialect dialect_;
   size_t message_bytes_max_;
@@ -86,10 +91,6 @@ class Codec {
 // once for each handle announced and never otherwise: Node ends on one that it does not expect.
 std::string_view HandleNack();
 
-// Fails with kReservedMessage if the JSON value must not be sent to a child of this dialect: a Node
-// child ends when it is sent NODE_HANDLE, NODE_HANDLE_ACK or NODE_HANDLE_NACK from outside.
-absl::Status RefuseReserved(Dialect dialect, std::string_view value);
-
 struct DialectChoice {
   Dialect dialect = Dialect::kDeka;
   std::string reason;  // a sentence: "/usr/bin/node is node"
@@ -97,8 +98,8 @@ struct DialectChoice {
 
 // The dialect that `program` expects: node if it is node, nodejs, bun or deno, found as exec finds
 // it (`path` is the child's PATH; relative names start at `cwd`), through symbolic links and #!
-// lines (with env and env -S too), else deka. For a shell or another program that starts programs,
-// the reason names the flag to give.
+// lines (with env and env -S too), else deka. Of a shell or another program that starts programs
+// the reason says which dialect to give. Reads files, of each the first line.
 DialectChoice ChooseDialect(std::string_view program, std::string_view path, std::string_view cwd);
 
 // `base` ("NAME=value" each) with the variables of a channel on descriptor `fd`, and without those

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <simdjson.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <cstring>
@@ -260,7 +261,7 @@ class Scanner {
     // An escape is longer than what it means.
     if (key_in_quotes.size() <= key.size() + 2) return false;
     if (key_in_quotes.find('\\') == std::string_view::npos) return false;
-    char buffer[64];
+    char buffer[64];  // holds a key and one character more
     return DecodeJsonString(key_in_quotes, buffer) == key;
   }
 
@@ -440,13 +441,15 @@ std::optional<std::string_view> DecodeJsonString(std::string_view json, std::spa
     char bytes[4] = {*p};
     size_t count = 1;
     if (*p != '\\') {
-      ++p;
+      count = std::max<size_t>(1, Utf8Length(p, end));
+      std::memcpy(bytes, p, count);
+      p += count;
     } else {
       const std::optional<char32_t> character = TakeEscape(p, end);
       if (!character.has_value()) return std::nullopt;
       count = EncodeUtf8(*character, bytes);
     }
-    if (buffer.size() - size < count) return std::nullopt;
+    if (buffer.size() - size < count) break;
     std::memcpy(buffer.data() + size, bytes, count);
     size += count;
   }

@@ -43,8 +43,8 @@ std::optional<JsonError> CheckJson(std::string_view json, size_t depth_max,
 // ...", where `what` is "the message". The metadata `offset` is the byte.
 absl::Status JsonErrorToStatus(const JsonError& error, std::string_view what);
 
-// The text of the JSON string `json` (valid, with its quotes), decoded into `buffer`; a lone
-// surrogate becomes U+FFFD. Unset if it is no string, or its text does not fit.
+// The text of the JSON string `json` (valid, with its quotes), decoded into `buffer`: as many whole
+// characters as fit. A lone surrogate becomes U+FFFD. Unset if `json` is no string.
 std::optional<std::string_view> DecodeJsonString(std::string_view json, std::span<char> buffer);
 
 // `json` without the white space around it.

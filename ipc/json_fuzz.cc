@@ -66,7 +66,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (text.has_value()) {
     std::string_view expected;
     if (simd_error == simdjson::SUCCESS) {
-      Require(element.get(expected) == simdjson::SUCCESS && *text == expected);
+      Require(element.get(expected) == simdjson::SUCCESS && expected.starts_with(*text));
+      Require(text->size() == expected.size() || text->size() > sizeof(buffer) - 4);
     }
     Require(simdjson::validate_utf8(*text));
   }

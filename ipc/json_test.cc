@@ -270,6 +270,8 @@ TEST(MembersTest, KeysAreComparedDecoded) {
   EXPECT_EQ(Member(R"({"\ud83d\ude00":1})", "\xf0\x9f\x98\x80"), "1");
   const std::string long_key(1000, 'k');
   EXPECT_EQ(Member("{\"" + long_key + "\\n\":1}", "cmd"), "");
+  EXPECT_EQ(Member("{\"\\u006b" + long_key + "\":1}", long_key.substr(0, 60)), "");
+  EXPECT_EQ(Member("{\"\\u006b" + long_key.substr(0, 59) + "\":1}", long_key.substr(0, 60)), "1");
 }
 
 TEST(MembersTest, AreUnsetByTheNextCheck) {
@@ -308,14 +310,24 @@ TEST(DecodeJsonStringTest, ALoneSurrogateBecomesTheReplacementCharacter) {
   EXPECT_EQ(Decode(R"("\ud800\ud83d\ude00")"), "\xef\xbf\xbd\xf0\x9f\x98\x80");
 }
 
-TEST(DecodeJsonStringTest, RefusesWhatIsNoStringOrDoesNotFit) {
+TEST(DecodeJsonStringTest, RefusesWhatIsNoString) {
   EXPECT_EQ(Decode("1"), std::nullopt);
   EXPECT_EQ(Decode(""), std::nullopt);
   EXPECT_EQ(Decode("\""), std::nullopt);
+  EXPECT_EQ(Decode("\"\\x\""), std::nullopt);
+  EXPECT_EQ(Decode("\"\\u12\""), std::nullopt);
+}
+
+TEST(DecodeJsonStringTest, DecodesWhatFits) {
   EXPECT_EQ(Decode("\"abc\"", 3), "abc");
-  EXPECT_EQ(Decode("\"abcd\"", 3), std::nullopt);
+  EXPECT_EQ(Decode("\"abcd\"", 3), "abc");
+  EXPECT_EQ(Decode("\"abcd\"", 0), "");
   EXPECT_EQ(Decode(R"("a\u00e9")", 3), "a\xc3\xa9");
-  EXPECT_EQ(Decode(R"("a\u00e9")", 2), std::nullopt);
+  EXPECT_EQ(Decode(R"("a\u00e9b")", 2), "a");
+  EXPECT_EQ(Decode("\"a\xc3\xa9"
+                   "b\"",
+                   2),
+            "a");
 }
 
 TEST(TrimJsonTest, TakesWhiteSpaceAway) {
