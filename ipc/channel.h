@@ -1,26 +1,35 @@
 // A conversation over one socket: messages in, messages out.
 //
-//   socket -> recvmmsg -> inbox ring -> LineFramer -> Dialect -> Listener::OnMessage
-//   Send   -> Dialect  -> out ring (bounded)  -> one sendmmsg for all that is queued -> socket
+//   socket -> recvmmsg -> inbox ring -> LineFramer -> Codec -> Listener::OnMessage
+//   Send   -> Codec -> out ring (bounded) -> one sendmmsg for all that is queued -> socket
 //
 // It serves both ends: ChildProcess holds the parent's, Process the child's.
 //
 // A channel opens connected and closes once:
 //
-//   Open --> kOpen --+--------- Disconnect ---------> kFlushing -> kDraining --+--> kClosed
-//                    +-- Close, end of file, I/O error ------------------------+
+//   Open --> kOpen --+-- Disconnect, end of file --> kFlushing -> kDraining --+--> kClosed
+//                    +-- Close, I/O error ------------------------------------+
 //
 // kFlushing writes what is queued, kDraining has shut its writing side down and reads on until the
-// peer closes; each has a time limit. End of file is no error. ECONNRESET is not the end: the peer
-// died with unread input, and bytes it wrote before may still be queued behind the error; only a
-// read of 0 bytes ends the reading.
+// peer closes; each has a time limit. End of file is no error: if the peer has closed, the queue
+// fails at the first write; if it only stopped writing, it still gets what was accepted for it. A
+// peer that stopped reading fails the queue, and the reading goes on to its end. ECONNRESET is not
+// the end: the peer died with unread input, and bytes it wrote before may still be queued behind
+// the error; only a read of 0 bytes ends the reading.
 //
 // Memory: all positions and bytes lie in a ChannelMemory that the owner provides: plain data, no
 // pointers, in heap or mapped from a file. The kernel stores each count itself (see
 // ChannelMemory::Transfer), so nothing is lost between a system call and the bookkeeping after it.
+// A frame that wraps in a ring is made whole in a buffer that all channels of a loop share. Pages
+// that are not used any more are given back when the channel was idle for a while.
 //
 // Back-pressure: Send refuses beyond the queue's limits. PauseReading leaves bytes in the socket,
-// so that the peer blocks.
+// so that the peer blocks; a paused channel costs no time, though its peer be gone.
+//
+// Descriptors that a peer sends are closed: they cannot travel yet. One that a frame announces
+// (NODE_HANDLE with `type`) is answered with NODE_HANDLE_NACK, which waits in the out ring like any
+// frame but needs no room in the queue; a peer that does not read its answers is not read either.
+// In every case OnBadFrame tells, with kHandleUnsupported.
 //
 // Thread: every method, the destructor included, runs on the loop's thread. A listener is never
 // called from inside a call to the channel, and may destroy the channel from any of its calls.
@@ -31,14 +40,18 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "ipc/call_out.h"
 #include "ipc/channel_memory.h"
 #include "ipc/dialect.h"
 #include "ipc/event_loop.h"
+#include "ipc/line_framer.h"
 
 namespace deka::ipc {
 
@@ -50,16 +63,16 @@ struct Message {
 
 // A frame that was no message.
 struct BadFrame {
-  absl::Status reason;      // what is wrong and where; Reason::kInvalidJson, kMessageTooLarge,
-                            // kHandleUnsupported...
+  absl::Status reason;      // what is wrong and where: kInvalidJson, kEnvelopeMissing,
+                            // kMessageTooLarge, kHandleUnsupported, kFrameTruncated
   std::string_view bytes;   // the first bytes of it, at most Channel::kBadFrameBytes
-  uint64_t size_bytes = 0;  // of the whole frame
+  uint64_t size_bytes = 0;  // of the whole frame; 0 for a descriptor that no frame announced
 };
 
 // What became of a message that was accepted.
 struct Sent {
   uint64_t tag = 0;            // as given to Send
-  std::string_view json;       // the value as it was queued
+  std::string_view json;       // the value as it was queued; lives until the call returns
   uint64_t written_bytes = 0;  // of the frame; the frame's size if status is OK
   absl::Status status;         // OK: the last byte is in the socket; else why not
 };
@@ -72,13 +85,19 @@ class Channel {
 
   struct Options {
     Dialect dialect = Dialect::kDeka;
-    size_t message_bytes_max = 1 << 20;  // of one value, envelope not counted; ceiling 64 MiB
-    size_t queue_bytes_max = 4 << 20;    // of frames accepted and not written
+    size_t message_bytes_max = 1 << 20;  // of one value, envelope not counted
+    // Of frames accepted and not written; at least message_bytes_max. An empty queue takes one
+    // message of any allowed size.
+    size_t queue_bytes_max = 4 << 20;
     size_t queue_messages_max = 65536;
     size_t json_depth_max = 256;
     std::chrono::milliseconds flush_ms_max{5000};  // kFlushing
-    std::chrono::milliseconds drain_ms_max{2000};  // kDraining
-    std::string debug_name;                        // for DEKA_IPC_DEBUG
+    std::chrono::milliseconds drain_ms_max{2000};  // kDraining, while reading is not paused
+    std::string debug_name = {};                   // names the channel in the log
+
+    ChannelMemory::Limits memory_limits() const {
+      return {message_bytes_max, queue_bytes_max, queue_messages_max};
+    }
   };
 
   // Calls come one at a time, on the loop's thread, never from inside a call to the channel.
@@ -89,8 +108,8 @@ class Channel {
     // One message, in the order the peer wrote them.
     virtual void OnMessage(Message message) = 0;
 
-    // All that one read of the socket brought has been told: the end of a batch of OnMessage and
-    // OnBadFrame.
+    // All that one read of the socket brought has been told, or the rest waits because reading was
+    // paused: the end of a batch of OnMessage and OnBadFrame.
     virtual void OnReadEnd() {}
 
     // The channel goes on with the next frame.
@@ -100,15 +119,16 @@ class Channel {
     // told before OnClosed.
     virtual void OnSent(Sent sent) = 0;
 
-    // All that one write took has been told: the end of a batch of OnSent.
+    // All that one write took, or that failed together, has been told: the end of a batch of
+    // OnSent.
     virtual void OnWriteEnd() {}
 
     // Fewer than kSendBufferLow bytes wait again, after a Send that answered kAcceptedHigh.
     virtual void OnDrain() {}
 
     // Called once, after everything else. OK: the peer closed between frames, or this side did;
-    // DATA_LOSS: it closed in the middle of a frame (which was told to OnBadFrame); else the I/O
-    // error that ended it.
+    // kFrameTruncated: it closed in the middle of a frame (which was told to OnBadFrame);
+    // kChannelFailed: the I/O error that ended it.
     virtual void OnClosed(absl::Status reason) = 0;
   };
 
@@ -121,9 +141,11 @@ class Channel {
                     // OnDrain will tell
   };
 
+  static constexpr size_t kMessageBytesCeiling = 64 << 20;
+
   // Takes over `socket` (a connected AF_UNIX stream), makes it non-blocking, and reads from the
-  // next turn on. `memory` outlives the channel. Fails with INVALID_ARGUMENT if the memory does not
-  // fit the limits.
+  // next turn on. `memory` and `listener` outlive the channel. Fails with INVALID_ARGUMENT if the
+  // limits do not fit each other or the memory; the socket is the caller's then.
   static absl::StatusOr<std::unique_ptr<Channel>> Open(EventLoop& loop, int socket,
                                                        ChannelMemory& memory, Options options,
                                                        Listener& listener);
@@ -131,13 +153,17 @@ class Channel {
   // Releases: closes the descriptor of this process without a word to the listener.
   ~Channel();
 
+  Channel(const Channel&) = delete;
+  Channel& operator=(const Channel&) = delete;
+
   // Queues one JSON value; never blocks. It is written at the end of the turn, gathered with all
   // that is queued then. Line breaks between tokens are sent as spaces. Refused, with nothing
   // queued: kInvalidJson, kMessageTooLarge, kReservedMessage, kQueueFull, kChannelClosed.
   absl::StatusOr<Accepted> Send(std::string_view json, uint64_t tag);
 
   // Takes a message out of the queue. False if its first byte is already in the socket, or it is
-  // not there.
+  // not there. Of equal tags one is taken. The room of a message in the middle of the queue is free
+  // when what stands before it is written.
   bool Cancel(uint64_t tag);
 
   enum class Mode {
@@ -149,24 +175,105 @@ class Channel {
   // only hasten the first (kNow after kFlush).
   void Disconnect(Mode mode);
 
-  // Closes at once, as Node's disconnect() does. OnSent for what is queued, then OnClosed, at the
-  // end of the turn.
+  // Closes at once, as Node's disconnect() does: no more messages. OnSent for what is queued, then
+  // OnClosed, at the end of the turn.
   void Close();
 
+  // Nothing more is read, and nothing more is told of what was read, until reading resumes.
   void PauseReading();
   void ResumeReading();
 
-  // As Node's channel.ref() and unref().
+  // As Node's channel.ref() and unref(): an unreferenced channel keeps the loop running only while
+  // something is queued.
   void Reference(bool referenced);
 
-  State state() const;
-  size_t queued_bytes() const;
-  size_t queued_messages() const;
+  void set_debug_name(std::string name) { options_.debug_name = std::move(name); }
+
+  State state() const { return state_; }
+  size_t queued_bytes() const { return outbox_.bytes(); }
+  size_t queued_messages() const { return outbox_.sends(); }
 
  private:
-  class Impl;
-  explicit Channel(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  struct Workspace;
+
+  Channel(EventLoop& loop, int socket, ChannelMemory& memory, Options options, Listener& listener,
+          Workspace& workspace);
+
+  // Where a function below returns bool, false means that the listener has destroyed the channel:
+  // nothing of it may be touched any more.
+  void OnReady(int events);
+  void OnTurnEnd();
+  [[nodiscard]] bool Progress();
+
+  // Reading.
+  bool MayTell() const;
+  [[nodiscard]] bool Read();
+  void TakeDescriptors(const msghdr& message);
+  [[nodiscard]] bool TellInbox();
+  [[nodiscard]] bool TellFrame(const Frame& frame);
+  [[nodiscard]] bool TellTooLong(std::string_view first_bytes, uint64_t size_bytes);
+  [[nodiscard]] bool TellHandle(std::string_view line);
+  [[nodiscard]] bool TellUnannounced();
+  [[nodiscard]] bool TellEnd();
+  [[nodiscard]] bool TellBad(const absl::Status& reason, std::string_view bytes,
+                             uint64_t size_bytes);
+  void NackIfHandle(std::string_view first_bytes);
+  void QueueNack();
+
+  // Writing.
+  [[nodiscard]] bool Write();
+  [[nodiscard]] bool TellWritten();
+  [[nodiscard]] bool FailQueue();
+  [[nodiscard]] bool TellFront();
+
+  // Ending.
+  void StartFlush();
+  void StartDrain();
+  void CloseSocket();
+  void Fail(absl::Status reason);
+  [[nodiscard]] bool Finish();
+
+  void Touch();
+  void UpdateWatch();
+
+  Listener& listener_;
+  Options options_;
+  const bool log_frames_;
+  Workspace& workspace_;
+  ChannelMemory& memory_;
+  Inbox inbox_;
+  Outbox outbox_;
+  Codec codec_;
+  LineFramer framer_;
+
+  int socket_;
+  std::optional<Watch> watch_;
+  TurnTask turn_;
+  Timer limit_;  // of kFlushing, then of kDraining
+  State state_ = State::kOpen;
+  CallOut tell_;  // calls the listener
+  bool referenced_ = true;
+
+  bool paused_ = false;
+  bool read_ended_ = false;  // the socket gives no more bytes
+  bool told_all_ = false;    // nor will the listener hear of any
+  struct {
+    size_t count = 0;  // came and were closed
+    uint64_t end = 0;  // inbox offset behind the read that brought them
+  } descriptors_;
+
+  bool write_ended_ = false;    // the socket takes no more bytes
+  bool write_blocked_ = false;  // it takes none now
+  bool drop_queue_ = false;     // but for the rest of a frame that is begun
+  bool told_high_ = false;      // a Send answered kAcceptedHigh
+  size_t nacks_queued_ = 0;
+
+  absl::Status end_reason_;    // for OnClosed
+  absl::Status queue_reason_;  // for what is not written any more
+
+  bool touched_ = false;  // since the workspace looked for idle channels
+  size_t workspace_slot_ = kNoSlot;
+  static constexpr size_t kNoSlot = static_cast<size_t>(-1);
 };
 
 }  // namespace deka::ipc

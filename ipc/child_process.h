@@ -8,13 +8,16 @@
 // and OnDisconnect may follow); OnClose last, when process, channel and captured output have all
 // ended.
 //
+// While reading is paused the drain limit does not count: what the child wrote before it went is
+// still told before OnExit, however long the pause.
+//
 // Processes are started by spawn/ and reaped by pidfd: SIGCHLD and waitpid(-1) of the host program
-// stay its own.
+// stay its own. All descriptors of this side are close-on-exec from their first moment.
 //
 // Thread: every method, the destructor included, runs on the loop's thread. The listener is never
 // called from inside a call, and may destroy the ChildProcess from any of its calls. The destructor
 // releases: it closes this process' descriptors and leaves the child running, which sees its
-// channel end.
+// channel end; the loop still reaps it when it ends.
 #ifndef IPC_CHILD_PROCESS_H_
 #define IPC_CHILD_PROCESS_H_
 
@@ -22,18 +25,24 @@
 
 #include <chrono>
 #include <csignal>
-#include <functional>
+#include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "ipc/call_out.h"
 #include "ipc/channel.h"
+#include "ipc/channel_memory.h"
+#include "ipc/descriptor.h"
 #include "ipc/dialect.h"
 #include "ipc/event_loop.h"
+#include "ipc/output_lines.h"
 
 namespace deka::ipc {
 
@@ -41,8 +50,8 @@ namespace deka::ipc {
 enum class Stdio {
   kInherit,
   kNull,
-  kPipe
-};  // kPipe: output comes to OnOutput, line by line; for stdin: not allowed
+  kPipe,  // output comes to OnOutput, line by line; not for stdin
+};
 
 struct ForkOptions {
   std::string program;            // execPath: a path, or a name found in the child's PATH
@@ -66,27 +75,20 @@ struct ForkOptions {
       descriptors_soft_max;  // RLIMIT_NOFILE given to the child; unset: the parent's
 };
 
-struct OutputLine {
-  int descriptor = 1;         // 1 or 2
-  std::string_view text;      // without its line break; any bytes
-  bool partial = false;       // a piece of a longer line, more follows
-  bool unterminated = false;  // the stream ended without a line break
-};
-
 struct ExitStatus {
-  std::optional<int> code;  // exited
-  std::optional<int>
-      signal;  // or ended by a signal; both unset: it could not be told, see unknown_reason
-  std::string unknown_reason;
+  // One of the two; neither if it could not be told, see unknown_reason.
+  std::optional<int> code = std::nullopt;    // it exited
+  std::optional<int> signal = std::nullopt;  // a signal ended it
+  std::string unknown_reason = {};
   bool drained = true;  // false: another process still holds the channel or the output
 };
 
-class ChildProcess {
+class ChildProcess : private Channel::Listener {
  public:
   class Listener {
    public:
     virtual ~Listener() = default;
-    virtual void OnSpawn() {}
+    virtual void OnSpawn() {}  // on a later turn than Fork; not told by Adopt
     virtual void OnMessage(Message) {}
     virtual void OnReadEnd() {}  // end of what one read of channel or output brought
     virtual void OnOutput(OutputLine) {}
@@ -100,23 +102,28 @@ class ChildProcess {
   };
 
   // Starts the program. A spawn that fails is a typed error at once: kProgramNotFound,
-  // kProgramNotExecutable, kDescriptorsExhausted, kSpawnFailed (which step and why).
+  // kProgramNotExecutable, kDescriptorsExhausted, kSpawnFailed (which step and why),
+  // kInvalidArgument for options that cannot be. `listener` outlives the child's object.
   static absl::StatusOr<std::unique_ptr<ChildProcess>> Fork(EventLoop& loop, ForkOptions options,
                                                             Listener& listener);
 
-  // Takes over the parent's end of a channel to a process that runs already. `pid` may be 0
-  // (unknown: only the channel's end is seen) or a process that is not our child: it is seen to
-  // end, its code unknown.
+  // Takes over the parent's end of a channel to a process that runs already; `socket` is closed if
+  // it fails. `pid` may be 0, unknown: then OnClose follows OnDisconnect, without an OnExit. A
+  // process that is not our child is seen to end, its code unknown. One that is our child is not
+  // reaped: that stays with who started it. kChildExited if there is no such process.
   static absl::StatusOr<std::unique_ptr<ChildProcess>> Adopt(EventLoop& loop, int socket, pid_t pid,
                                                              Channel::Options options,
                                                              Listener& listener);
 
   ~ChildProcess();
 
-  // As Node's send(message, handle?, options?, callback?): the callback's part is OnSent for `tag`.
-  // A handle is refused with kHandleUnsupported. Without a channel: kNoChannel.
+  // As Node's send(message, options?, callback?): the callback's part is OnSent for `tag`. Without
+  // a channel: kNoChannel.
   absl::StatusOr<Channel::Accepted> Send(std::string_view json, uint64_t tag = 0);
-  absl::StatusOr<Channel::Accepted> Send(std::string_view json, int handle, uint64_t tag = 0);
+  // As Node's send(message, handle, ...): refused with kHandleUnsupported, nothing is sent. The
+  // handle stays the caller's.
+  absl::StatusOr<Channel::Accepted> SendWithHandle(std::string_view json, int handle,
+                                                   uint64_t tag = 0);
   bool Cancel(uint64_t tag);
 
   // Node's disconnect(): at once. kChannelClosed if it is closed already (Node's
@@ -125,7 +132,8 @@ class ChildProcess {
   // In order, with time limits: see Channel::Disconnect.
   absl::Status Disconnect(Channel::Mode mode);
 
-  // By pidfd: never hits another process. kChildExited if it has ended.
+  // By pidfd: never hits another process. kChildExited if it has ended, kInvalidArgument if there
+  // is no such signal, PERMISSION_DENIED if the child has become somebody else's.
   absl::Status Kill(int signal = SIGTERM);
 
   void PauseReading();  // channel and captured output
@@ -133,17 +141,74 @@ class ChildProcess {
   void ReferenceChannel(bool referenced);  // Node's channel.ref() and unref()
 
   bool connected() const;
-  pid_t pid() const;
-  bool exited() const;
-  Dialect dialect() const;
-  const std::string& dialect_reason() const;
+  pid_t pid() const { return pid_; }  // stays known after the exit; 0: unknown
+  bool exited() const { return exit_.has_value(); }
+  Dialect dialect() const { return dialect_; }
+  const std::string& dialect_reason() const { return dialect_reason_; }
   size_t queued_bytes() const;
   size_t queued_messages() const;
 
  private:
-  class Impl;
-  explicit ChildProcess(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  // A captured stream.
+  struct Output {
+    Output(int number, size_t line_bytes_max, Descriptor end)
+        : lines(number, line_bytes_max), pipe(std::move(end)) {}
+    OutputLines lines;
+    Descriptor pipe;  // closed at its end
+    std::optional<Watch> watch;
+    bool told_all = false;
+  };
+
+  ChildProcess(EventLoop& loop, Listener& listener);
+
+  absl::Status OpenChannel(Descriptor socket, Channel::Options options);
+  absl::Status CaptureOutput(int number, size_t line_bytes_max, Descriptor pipe);
+  absl::Status WatchProcess(pid_t pid, Descriptor pidfd);
+
+  void OnTurnEnd();
+  void OnProcessReady();
+  void OnOutputReady(Output& output);
+  [[nodiscard]] bool TellOutput(Output& output);
+  bool Drained() const;
+  void StartDrain();
+  void TellEnds();
+
+  // Channel::Listener.
+  void OnMessage(Message message) override { listener_.OnMessage(message); }
+  void OnReadEnd() override { listener_.OnReadEnd(); }
+  void OnBadFrame(BadFrame frame) override { listener_.OnError(std::move(frame)); }
+  void OnSent(Sent sent) override { listener_.OnSent(std::move(sent)); }
+  void OnWriteEnd() override { listener_.OnWriteEnd(); }
+  void OnDrain() override { listener_.OnDrain(); }
+  void OnClosed(absl::Status reason) override;
+
+  EventLoop& loop_;
+  Listener& listener_;
+  CallOut tell_;  // calls the listener
+  TurnTask turn_;
+
+  Dialect dialect_ = Dialect::kDeka;
+  std::string dialect_reason_;
+  std::optional<ChannelMemory> memory_;
+  std::unique_ptr<Channel> channel_;
+  std::vector<std::unique_ptr<Output>> outputs_;
+
+  pid_t pid_ = 0;
+  bool forked_ = false;  // it is ours to reap
+  Descriptor pidfd_;     // until it has ended
+  std::optional<Watch> process_watch_;
+  Timer timeout_;
+  Timer drain_;
+  int kill_signal_ = SIGTERM;
+  std::chrono::milliseconds exit_drain_ms_max_{1000};
+
+  bool paused_ = false;
+  bool spawn_told_ = true;
+  bool disconnect_told_ = true;
+  std::optional<ExitStatus> exit_;
+  bool drain_over_ = false;
+  bool exit_told_ = false;
+  bool close_told_ = false;
 };
 
 }  // namespace deka::ipc
