@@ -38,6 +38,7 @@ class ChildInputTest(bridge.TestCase):
         self.assertEqual(observer.wait_for_count("from_child", before + 1)[-1].json, '{"next":1}')
         puppet.child.send('{"back":2}')
         self.assertEqual(puppet.read_line(), frame(dialect, '{"back":2}'))
+        observer.wait_for_last("to_child")
         self.assertEqual(self.assertWhole(observer, puppet.child), len(observer.events))
 
     def check_bad_line(self, dialect, line, reason, size_bytes=None):

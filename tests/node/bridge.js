@@ -13,7 +13,7 @@ const CLIENT = 'node-test';
 const definition = protoLoader.loadSync(
   ['deka/bridge/v1/bridge_service.proto', 'google/rpc/status.proto', 'google/rpc/error_details.proto'],
   // 64 bit integers as strings: a JavaScript number cannot hold them all.
-  { includeDirs: [path.resolve('proto')], longs: String, enums: String, defaults: true, oneofs: true },
+  { includeDirs: [path.resolve('proto')], keepCase: true, longs: String, enums: String, defaults: true, oneofs: true },
 );
 const bridge = grpc.loadPackageDefinition(definition).deka.bridge.v1;
 
