@@ -13,9 +13,9 @@
 // kFlushing writes what is queued, kDraining has shut its writing side down and reads on until the
 // peer closes; each has a time limit. End of file is no error: if the peer has closed, the queue
 // fails at the first write; if it only stopped writing, it still gets what was accepted for it. A
-// peer that stopped reading fails the queue, and the reading goes on to its end. ECONNRESET is not
-// the end: the peer died with unread input, and bytes it wrote before may still be queued behind
-// the error; only a read of 0 bytes ends the reading.
+// peer that stopped reading fails the queue at the next write, and the reading goes on to its end.
+// ECONNRESET is not the end: the peer died with unread input, and bytes it wrote before may still
+// be queued behind the error; only a read of 0 bytes ends the reading.
 //
 // Memory: all positions and bytes lie in a ChannelMemory that the owner provides: plain data, no
 // pointers, in heap or mapped from a file. The kernel stores each count itself (see
@@ -214,7 +214,7 @@ class Channel {
   [[nodiscard]] bool TellTooLong(std::string_view first_bytes, uint64_t size_bytes);
   [[nodiscard]] bool TellHandle(std::string_view line);
   [[nodiscard]] bool TellUnannounced();
-  [[nodiscard]] bool TellEnd();
+  [[nodiscard]] bool TellEnd(const Frame& frame);
   [[nodiscard]] bool TellBad(const absl::Status& reason, std::string_view bytes,
                              uint64_t size_bytes);
   void NackIfHandle(std::string_view first_bytes);
