@@ -1,0 +1,606 @@
+#include "ipc/child_process.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "ipc/error.h"
+#include "ipc/log.h"
+#include "spawn/spawn.h"
+
+namespace deka::ipc {
+namespace {
+
+constexpr int kChannelDescriptor = 3;  // in the child
+constexpr size_t kOutputReadBytes = 64 << 10;
+
+absl::Status Invalid(std::string_view message) {
+  return MakeError(Reason::kInvalidArgument, message);
+}
+
+// `error` is the errno of the call that made a descriptor for `what`.
+absl::Status NoDescriptor(std::string_view what, int error) {
+  if (error == EMFILE || error == ENFILE) {
+    return MakeError(Reason::kDescriptorsExhausted,
+                     fmt::format("no descriptor is left for {}: {}; close some, or raise the limit "
+                                 "(ulimit -n)",
+                                 what, std::strerror(error)));
+  }
+  return MakeError(Reason::kSpawnFailed,
+                   fmt::format("{} cannot be made: {}", what, std::strerror(error)));
+}
+
+// A host that runs with descriptors 0 to 2 closed gets low numbers; a child that inherits its
+// stdio must not find ours there.
+absl::StatusOr<Descriptor> AboveStdio(int descriptor, std::string_view what) {
+  Descriptor made(descriptor);
+  if (!made.valid()) return NoDescriptor(what, errno);
+  if (made.get() > STDERR_FILENO) return made;
+  Descriptor moved(fcntl(made.get(), F_DUPFD_CLOEXEC, STDERR_FILENO + 1));
+  if (!moved.valid()) return NoDescriptor(what, errno);
+  return moved;
+}
+
+struct Ends {
+  Descriptor ours;
+  Descriptor childs;
+};
+
+absl::StatusOr<Ends> EndsOf(int ours, int childs, std::string_view what) {
+  Descriptor kept(childs);  // closed if the first one fails
+  absl::StatusOr<Descriptor> first = AboveStdio(ours, what);
+  if (!first.ok()) return first.status();
+  absl::StatusOr<Descriptor> second = AboveStdio(kept.Release(), what);
+  if (!second.ok()) return second.status();
+  return Ends{*std::move(first), *std::move(second)};
+}
+
+absl::StatusOr<Ends> MakeSocketPair() {
+  constexpr std::string_view kWhat = "the child's channel";
+  int ends[2];
+  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) {
+    return NoDescriptor(kWhat, errno);
+  }
+  return EndsOf(ends[0], ends[1], kWhat);
+}
+
+// Not a socketpair: a child that opens /dev/stderr would fail.
+absl::StatusOr<Ends> MakePipe() {
+  constexpr std::string_view kWhat = "the child's output";
+  int ends[2];
+  if (pipe2(ends, O_CLOEXEC) != 0) return NoDescriptor(kWhat, errno);
+  return EndsOf(ends[0], ends[1], kWhat);
+}
+
+std::vector<std::string> OwnEnvironment() {
+  std::vector<std::string> variables;
+  for (char** variable = environ; *variable != nullptr; ++variable) {
+    variables.emplace_back(*variable);
+  }
+  return variables;
+}
+
+std::string_view PathIn(const std::vector<std::string>& environment) {
+  constexpr std::string_view kName = "PATH=";
+  for (const std::string& variable : environment) {
+    if (variable.starts_with(kName)) return std::string_view(variable).substr(kName.size());
+  }
+  return {};
+}
+
+std::vector<const char*> Pointers(const std::vector<std::string>& strings) {
+  std::vector<const char*> pointers;
+  pointers.reserve(strings.size() + 1);
+  for (const std::string& string : strings) pointers.push_back(string.c_str());
+  pointers.push_back(nullptr);
+  return pointers;
+}
+
+bool HasNul(const std::string& string) { return string.find('\0') != std::string::npos; }
+
+absl::Status CheckOptions(const ForkOptions& options) {
+  if (options.program.empty()) return Invalid("the program is empty; name one to run");
+  if (HasNul(options.program) || HasNul(options.cwd) ||
+      std::any_of(options.args.begin(), options.args.end(), HasNul)) {
+    return Invalid("the program, its directory and its arguments cannot have a NUL byte");
+  }
+  if (options.env.has_value()) {
+    for (const std::string& variable : *options.env) {
+      const size_t equals = variable.find('=');
+      if (HasNul(variable) || equals == 0 || equals == std::string::npos) {
+        return Invalid(fmt::format("the environment's '{}' is not of the form NAME=value",
+                                   Escaped(variable, 64)));
+      }
+    }
+  }
+  if (options.stdin_mode == Stdio::kPipe) {
+    return Invalid("stdin cannot be captured; let it be inherited or null");
+  }
+  if (options.output_line_bytes_max == 0) {
+    return Invalid("output_line_bytes_max is 0; give at least 1");
+  }
+  if (options.kill_signal < 1 || options.kill_signal > SIGRTMAX) {
+    return Invalid(fmt::format("kill_signal is {}; there is no such signal", options.kill_signal));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SpawnError(const ForkOptions& options, const spawn::Started& started) {
+  const std::string cause = std::strerror(started.error);
+  if (started.failed_step == spawn::Step::kExec) {
+    switch (started.error) {
+      case ENOENT:
+      case ENOTDIR:
+      case ENAMETOOLONG:
+        return MakeError(
+            Reason::kProgramNotFound,
+            fmt::format("the program '{}' was not found: {}; {}", options.program, cause,
+                        options.program.find('/') == std::string::npos
+                            ? "it is in no directory of the child's PATH"
+                            : "look at its path, and at the interpreter if it is a script"));
+      case EACCES:
+      case ENOEXEC:
+      case EISDIR:
+        return MakeError(Reason::kProgramNotExecutable,
+                         fmt::format("the program '{}' cannot be executed: {}; it must be a binary "
+                                     "or begin with #!, and be allowed to run (chmod +x)",
+                                     options.program, cause));
+      default:
+        break;
+    }
+  }
+  if (started.failed_step == spawn::Step::kStart &&
+      (started.error == EMFILE || started.error == ENFILE)) {
+    return NoDescriptor("the child's process", started.error);
+  }
+  const std::string what = started.failed_step == spawn::Step::kDirectory
+                               ? fmt::format("its directory '{}'", options.cwd)
+                               : fmt::format("the step '{}'", StepName(started.failed_step));
+  return MakeError(
+      Reason::kSpawnFailed,
+      fmt::format("the program '{}' was not started: {} failed: {}", options.program, what, cause));
+}
+
+ExitStatus StatusOf(const spawn::Ended& ended) {
+  switch (ended.how) {
+    case spawn::Ended::How::kExited:
+      return {.code = ended.value};
+    case spawn::Ended::How::kSignal:
+      return {.signal = ended.value};
+    default:
+      return {.unknown_reason =
+                  "somebody else waits for this process, and the kernel did not tell how it ended"};
+  }
+}
+
+// How a process ended that somebody else started: looks, but leaves it for its parent to reap.
+// Unset: it has not ended.
+std::optional<ExitStatus> Look(int pidfd) {
+  siginfo_t info = {};
+  if (waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(pidfd), &info,
+             WEXITED | WNOHANG | WNOWAIT) == 0) {
+    if (info.si_pid == 0) return std::nullopt;
+    if (info.si_code == CLD_EXITED) return ExitStatus{.code = info.si_status};
+    return ExitStatus{.signal = info.si_status};
+  }
+  const spawn::Ended ended = spawn::Reap(pidfd);
+  if (ended.how == spawn::Ended::How::kNotYet) return std::nullopt;
+  return StatusOf(ended);
+}
+
+// Children whose ChildProcess is gone: still reaped when they end.
+class Orphans {
+ public:
+  explicit Orphans(EventLoop& loop) : loop_(loop) {}
+
+  void Add(Descriptor pidfd) {
+    const int number = pidfd.get();
+    Orphan& orphan = orphans_.emplace_back(std::move(pidfd));
+    orphan.watch = std::make_unique<Watch>(loop_, number, [this, number](int) { OnReady(number); });
+    orphan.watch->Reference(false);
+    orphan.watch->Want(Watch::kReadable);
+  }
+
+ private:
+  struct Orphan {
+    explicit Orphan(Descriptor descriptor) : pidfd(std::move(descriptor)) {}
+    Descriptor pidfd;
+    std::unique_ptr<Watch> watch;
+  };
+
+  void OnReady(int number) {
+    if (spawn::Reap(number).how == spawn::Ended::How::kNotYet) return;
+    std::erase_if(orphans_,
+                  [number](const Orphan& orphan) { return orphan.pidfd.get() == number; });
+  }
+
+  EventLoop& loop_;
+  std::vector<Orphan> orphans_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Fork(EventLoop& loop,
+                                                                 ForkOptions options,
+                                                                 Listener& listener) {
+  if (absl::Status status = CheckOptions(options); !status.ok()) return status;
+  std::unique_ptr<ChildProcess> child(new ChildProcess(loop, listener));
+  child->kill_signal_ = options.kill_signal;
+  child->exit_drain_ms_max_ = options.exit_drain_ms_max;
+
+  std::vector<std::string> environment =
+      options.env.has_value() ? *std::move(options.env) : OwnEnvironment();
+  if (options.dialect.has_value()) {
+    child->dialect_ = *options.dialect;
+    child->dialect_reason_ = "asked for";
+  } else {
+    DialectChoice choice = ChooseDialect(options.program, PathIn(environment),
+                                         options.cwd.empty() ? "." : options.cwd);
+    child->dialect_ = choice.dialect;
+    child->dialect_reason_ = std::move(choice.reason);
+  }
+  environment = options.ipc ? ChannelEnvironment(environment, child->dialect_, kChannelDescriptor)
+                            : EnvironmentWithoutChannel(environment);
+
+  // What may fail on this side does so before the program runs. The child's ends are closed when
+  // this returns.
+  std::vector<Descriptor> childs;
+  std::vector<spawn::DescriptorMapping> mappings;
+  const auto give_child = [&](Descriptor descriptor, int number) {
+    mappings.push_back({.from = descriptor.get(), .to = number});
+    childs.push_back(std::move(descriptor));
+  };
+  if (options.ipc) {
+    absl::StatusOr<Ends> ends = MakeSocketPair();
+    if (!ends.ok()) return ends.status();
+    options.channel.dialect = child->dialect_;
+    absl::Status status = child->OpenChannel(std::move(ends->ours), std::move(options.channel));
+    if (!status.ok()) return status;
+    give_child(std::move(ends->childs), kChannelDescriptor);
+  }
+  const Stdio modes[] = {options.stdin_mode, options.stdout_mode, options.stderr_mode};
+  for (int number = 0; number <= STDERR_FILENO; ++number) {
+    if (modes[number] == Stdio::kNull) {
+      absl::StatusOr<Descriptor> null =
+          AboveStdio(open("/dev/null", O_RDWR | O_CLOEXEC), "the child's /dev/null");
+      if (!null.ok()) return null.status();
+      give_child(*std::move(null), number);
+    } else if (modes[number] == Stdio::kPipe) {
+      absl::StatusOr<Ends> ends = MakePipe();
+      if (!ends.ok()) return ends.status();
+      absl::Status status =
+          child->CaptureOutput(number, options.output_line_bytes_max, std::move(ends->ours));
+      if (!status.ok()) return status;
+      give_child(std::move(ends->childs), number);
+    }
+  }
+
+  std::vector<std::string> arguments = {options.program};
+  arguments.insert(arguments.end(), std::make_move_iterator(options.args.begin()),
+                   std::make_move_iterator(options.args.end()));
+  const std::vector<const char*> argv = Pointers(arguments);
+  const std::vector<const char*> envp = Pointers(environment);
+  rlimit limit;
+  if (options.descriptors_soft_max.has_value()) {
+    getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = std::min<rlim_t>(*options.descriptors_soft_max, limit.rlim_max);
+  }
+  spawn::Options start;
+  start.program = options.program.c_str();
+  start.arguments = argv.data();
+  start.environment = envp.data();
+  start.descriptors = mappings.data();
+  start.descriptors_count = mappings.size();
+  start.session = options.detached            ? spawn::Session::kOwnSession
+                  : options.own_process_group ? spawn::Session::kOwnGroup
+                                              : spawn::Session::kInherit;
+  start.descriptors_limit = options.descriptors_soft_max.has_value() ? &limit : nullptr;
+  start.directory = options.cwd.empty() ? nullptr : options.cwd.c_str();
+  start.user = options.uid.has_value() ? &*options.uid : nullptr;
+  start.group = options.gid.has_value() ? &*options.gid : nullptr;
+  const spawn::Started started = spawn::Spawn(start);
+  if (started.failed_step != spawn::Step::kNone) return SpawnError(options, started);
+
+  if (absl::Status status = child->WatchProcess(started.pid, Descriptor(started.pidfd));
+      !status.ok()) {
+    spawn::SendSignal(child->pidfd_.get(), SIGKILL);
+    siginfo_t ended;
+    waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(child->pidfd_.get()), &ended, WEXITED);
+    return status;
+  }
+  child->forked_ = true;
+  child->spawn_told_ = false;
+  child->turn_.Schedule();
+  if (options.timeout.count() > 0) {
+    child->timeout_.Start(
+        options.timeout, [child = child.get()] { (void)child->Kill(child->kill_signal_); },
+        /*referenced=*/false);
+  }
+  LogVerbose(fmt::format("child {} started: {}; dialect {}: {}", started.pid, options.program,
+                         options.ipc ? DialectName(child->dialect_) : "none, no channel",
+                         child->dialect_reason_));
+  return child;
+}
+
+absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Adopt(EventLoop& loop, int socket,
+                                                                  pid_t pid,
+                                                                  Channel::Options options,
+                                                                  Listener& listener) {
+  Descriptor taken(socket);
+  std::unique_ptr<ChildProcess> child(new ChildProcess(loop, listener));
+  child->dialect_ = options.dialect;
+  child->dialect_reason_ = "given with the channel that was adopted";
+  Descriptor pidfd;
+  if (pid != 0) {
+    pidfd = Descriptor(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
+    if (!pidfd.valid()) {
+      if (errno == ESRCH) {
+        return MakeError(Reason::kChildExited,
+                         fmt::format("there is no process {}; adopt its channel with pid 0 to read "
+                                     "what is left in it",
+                                     pid));
+      }
+      if (errno == EMFILE || errno == ENFILE) return NoDescriptor("the child's process", errno);
+      return Invalid(
+          fmt::format("process {} cannot be watched: {}; give the pid of a process, or 0", pid,
+                      std::strerror(errno)));
+    }
+  }
+  if (absl::Status status = child->OpenChannel(std::move(taken), std::move(options));
+      !status.ok()) {
+    return status;
+  }
+  if (pid != 0) {
+    if (absl::Status status = child->WatchProcess(pid, std::move(pidfd)); !status.ok()) {
+      return status;
+    }
+  }
+  return child;
+}
+
+ChildProcess::ChildProcess(EventLoop& loop, Listener& listener)
+    : loop_(loop),
+      listener_(listener),
+      turn_(loop, [this] { OnTurnEnd(); }),
+      timeout_(loop),
+      drain_(loop) {}
+
+ChildProcess::~ChildProcess() {
+  process_watch_.reset();
+  if (forked_ && pidfd_.valid()) loop_.Shared<Orphans>().Add(std::move(pidfd_));
+}
+
+absl::Status ChildProcess::OpenChannel(Descriptor socket, Channel::Options options) {
+  absl::StatusOr<ChannelMemory> memory = ChannelMemory::Allocate(options.memory_limits());
+  if (!memory.ok()) return memory.status();
+  memory_ = *std::move(memory);
+  absl::StatusOr<std::unique_ptr<Channel>> channel =
+      Channel::Open(loop_, socket.get(), *memory_, std::move(options), *this);
+  if (!channel.ok()) return channel.status();
+  socket.Release();
+  channel_ = *std::move(channel);
+  disconnect_told_ = false;
+  return absl::OkStatus();
+}
+
+absl::Status ChildProcess::CaptureOutput(int number, size_t line_bytes_max, Descriptor pipe) {
+  outputs_.push_back(std::make_unique<Output>(number, line_bytes_max, std::move(pipe)));
+  Output& output = *outputs_.back();
+  output.watch.emplace(loop_, output.pipe.get(), [this, &output](int) { OnOutputReady(output); });
+  if (output.watch->error() != 0) {
+    return NoDescriptor("a watch of the child's output", output.watch->error());
+  }
+  output.watch->Want(Watch::kReadable);
+  return absl::OkStatus();
+}
+
+absl::Status ChildProcess::WatchProcess(pid_t pid, Descriptor pidfd) {
+  pid_ = pid;
+  pidfd_ = std::move(pidfd);
+  process_watch_.emplace(loop_, pidfd_.get(), [this](int) { OnProcessReady(); });
+  if (process_watch_->error() != 0) {
+    return NoDescriptor("a watch of the child's process", process_watch_->error());
+  }
+  process_watch_->Want(Watch::kReadable);
+  if (channel_ != nullptr) channel_->set_debug_name(fmt::format("child {}", pid));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Channel::Accepted> ChildProcess::Send(std::string_view json, uint64_t tag) {
+  if (channel_ == nullptr) {
+    return MakeError(Reason::kNoChannel, "the child was forked without a channel (ipc is false)");
+  }
+  return channel_->Send(json, tag);
+}
+
+absl::StatusOr<Channel::Accepted> ChildProcess::SendWithHandle(std::string_view, int, uint64_t) {
+  return MakeError(Reason::kHandleUnsupported,
+                   "a handle cannot travel with a message; nothing was sent, send it without");
+}
+
+bool ChildProcess::Cancel(uint64_t tag) { return channel_ != nullptr && channel_->Cancel(tag); }
+
+absl::Status ChildProcess::Disconnect() {
+  if (channel_ != nullptr && !connected()) {
+    return MakeError(Reason::kChannelClosed, "the channel is already disconnected");
+  }
+  if (channel_ == nullptr) {
+    return MakeError(Reason::kNoChannel, "the child was forked without a channel (ipc is false)");
+  }
+  channel_->Close();
+  return absl::OkStatus();
+}
+
+absl::Status ChildProcess::Disconnect(Channel::Mode mode) {
+  if (channel_ == nullptr) {
+    return MakeError(Reason::kNoChannel, "the child was forked without a channel (ipc is false)");
+  }
+  if (channel_->state() == Channel::State::kClosed) {
+    return MakeError(Reason::kChannelClosed, "the channel is already disconnected");
+  }
+  channel_->Disconnect(mode);
+  return absl::OkStatus();
+}
+
+absl::Status ChildProcess::Kill(int signal) {
+  if (exited()) {
+    return MakeError(Reason::kChildExited, fmt::format("process {} has ended", pid_));
+  }
+  if (!pidfd_.valid()) {
+    return MakeError(Reason::kChildNotFound,
+                     "the channel was adopted without its process: nothing can be signalled");
+  }
+  switch (const int error = spawn::SendSignal(pidfd_.get(), signal); error) {
+    case 0:
+      return absl::OkStatus();
+    case ESRCH:
+      return MakeError(Reason::kChildExited, fmt::format("process {} has ended", pid_));
+    case EPERM:
+      return absl::PermissionDeniedError(
+          fmt::format("process {} may not be signalled: it runs as another user now", pid_));
+    default:
+      return Invalid(fmt::format("signal {} cannot be sent to process {}: {}", signal, pid_,
+                                 std::strerror(error)));
+  }
+}
+
+void ChildProcess::PauseReading() {
+  if (paused_) return;
+  paused_ = true;
+  if (channel_ != nullptr) channel_->PauseReading();
+  for (const std::unique_ptr<Output>& output : outputs_) {
+    if (output->watch.has_value()) output->watch->Want(Watch::kNone);
+  }
+  drain_.Cancel();
+}
+
+void ChildProcess::ResumeReading() {
+  if (!paused_) return;
+  paused_ = false;
+  if (channel_ != nullptr) channel_->ResumeReading();
+  if (exited() && !exit_told_) StartDrain();
+  turn_.Schedule();
+}
+
+void ChildProcess::ReferenceChannel(bool referenced) {
+  if (channel_ != nullptr) channel_->Reference(referenced);
+}
+
+bool ChildProcess::connected() const {
+  return channel_ != nullptr && channel_->state() == Channel::State::kOpen;
+}
+
+size_t ChildProcess::queued_bytes() const {
+  return channel_ == nullptr ? 0 : channel_->queued_bytes();
+}
+
+size_t ChildProcess::queued_messages() const {
+  return channel_ == nullptr ? 0 : channel_->queued_messages();
+}
+
+void ChildProcess::OnTurnEnd() {
+  if (!spawn_told_) {
+    spawn_told_ = true;
+    if (!tell_([this] { listener_.OnSpawn(); })) return;
+  }
+  for (const std::unique_ptr<Output>& output : outputs_) {
+    if (!TellOutput(*output)) return;
+  }
+  TellEnds();
+}
+
+void ChildProcess::OnProcessReady() {
+  if (forked_) {
+    const spawn::Ended ended = spawn::Reap(pidfd_.get());
+    if (ended.how == spawn::Ended::How::kNotYet) return;
+    exit_ = StatusOf(ended);
+  } else {
+    exit_ = Look(pidfd_.get());
+    if (!exit_.has_value()) return;
+  }
+  LogVerbose(fmt::format("child {} ended", pid_));
+  process_watch_.reset();
+  pidfd_.Close();
+  timeout_.Cancel();
+  if (!paused_) StartDrain();
+  TellEnds();
+}
+
+void ChildProcess::OnOutputReady(Output& output) {
+  char bytes[kOutputReadBytes];
+  const ssize_t count = read(output.pipe.get(), bytes, sizeof(bytes));
+  if (count < 0 && (errno == EAGAIN || errno == EINTR)) return;
+  if (count > 0) {
+    output.lines.Append({bytes, static_cast<size_t>(count)});
+  } else {
+    output.lines.End();
+    output.watch.reset();
+    output.pipe.Close();
+  }
+  if (TellOutput(output)) TellEnds();
+}
+
+bool ChildProcess::TellOutput(Output& output) {
+  bool told = false;
+  while (!paused_) {
+    const std::optional<OutputLine> line = output.lines.Next();
+    if (!line.has_value()) break;
+    told = true;
+    if (!tell_([&] { listener_.OnOutput(*line); })) return false;
+  }
+  if (told && !tell_([this] { listener_.OnReadEnd(); })) return false;
+  if (paused_) return true;
+  if (output.lines.ended()) {
+    output.told_all = true;
+  } else {
+    output.watch->Want(Watch::kReadable);
+  }
+  return true;
+}
+
+void ChildProcess::OnClosed(absl::Status reason) {
+  LogVerbose(fmt::format("child {} disconnected: {}", pid_, reason.ToString()));
+  disconnect_told_ = true;
+  if (tell_([&] { listener_.OnDisconnect(std::move(reason)); })) TellEnds();
+}
+
+bool ChildProcess::Drained() const {
+  return disconnect_told_ &&
+         std::all_of(outputs_.begin(), outputs_.end(),
+                     [](const std::unique_ptr<Output>& output) { return output->told_all; });
+}
+
+void ChildProcess::StartDrain() {
+  drain_.Start(exit_drain_ms_max_, [this] {
+    drain_over_ = true;
+    TellEnds();
+  });
+}
+
+// Tells OnExit and OnClose when they are due.
+void ChildProcess::TellEnds() {
+  if (!spawn_told_) return;
+  const bool drained = Drained();
+  if (exited() && !exit_told_ && (drained || drain_over_)) {
+    exit_told_ = true;
+    drain_.Cancel();
+    exit_->drained = drained;
+    if (!tell_([this] { listener_.OnExit(*exit_); })) return;
+  }
+  const bool process_over = exit_told_ || pid_ == 0;
+  if (process_over && Drained() && !close_told_) {
+    close_told_ = true;
+    (void)tell_([this] { listener_.OnClose(); });
+  }
+}
+
+}  // namespace deka::ipc
