@@ -1,0 +1,340 @@
+#include "server/listener.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sys/eventfd.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+#include "absl/cleanup/cleanup.h"
+#include "ipc/error.h"
+#include "spdlog/spdlog.h"
+
+namespace deka::server {
+
+using ipc::MakeError;
+using ipc::Reason;
+
+namespace {
+
+constexpr int kBacklog = 4096;
+
+std::string ErrnoText(int error) { return std::generic_category().message(error); }
+
+absl::Status SystemError(std::string_view what, const std::string& path, int error) {
+  return MakeError(Reason::kInternal, fmt::format("{} {}: {}", what, path, ErrnoText(error)));
+}
+
+sockaddr_un UnixAddress(const std::string& path) {
+  sockaddr_un address = {};
+  address.sun_family = AF_UNIX;
+  memcpy(address.sun_path, path.data(), path.size());
+  return address;
+}
+
+// Makes the directory if it is missing, and sees that its user alone can open what is in it.
+absl::Status SecureDirectory(const std::string& directory) {
+  if (mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) {
+    return SystemError("can't make the directory", directory, errno);
+  }
+  const int descriptor = open(directory.c_str(), O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  if (descriptor < 0) {
+    if (errno == ENOTDIR || errno == ELOOP) {
+      return MakeError(Reason::kAddressUnsafe,
+                       fmt::format("{} is no directory; name a socket in one that only you can "
+                                   "open: mkdir -m 700 DIR, --listen unix:DIR/agent.sock",
+                                   directory));
+    }
+    return SystemError("can't open the directory", directory, errno);
+  }
+  const absl::Cleanup closed = [descriptor] { close(descriptor); };
+  struct stat status = {};
+  if (fstat(descriptor, &status) != 0) {
+    return SystemError("can't look at the directory", directory, errno);
+  }
+  if (status.st_uid != geteuid()) {
+    return MakeError(Reason::kAddressUnsafe,
+                     fmt::format("the directory {} belongs to uid {}, not to uid {}; name a socket "
+                                 "in a directory of your own: mkdir -m 700 DIR, "
+                                 "--listen unix:DIR/agent.sock",
+                                 directory, status.st_uid, geteuid()));
+  }
+  if ((status.st_mode & 077) != 0) {
+    return MakeError(Reason::kAddressUnsafe,
+                     fmt::format("the directory {} can be opened by others (mode {:04o}); "
+                                 "chmod 700 it, or name a socket in another one: mkdir -m 700 DIR, "
+                                 "--listen unix:DIR/agent.sock",
+                                 directory, status.st_mode & 07777));
+  }
+  return absl::OkStatus();
+}
+
+// What the holder of a lock has written into it: " (pid 4711)".
+std::string HolderOf(int lock) {
+  char text[32] = {};
+  if (pread(lock, text, sizeof(text) - 1, 0) <= 0) return "";
+  const long pid = strtol(text, nullptr, 10);
+  return pid > 0 ? fmt::format(" (pid {})", pid) : "";
+}
+
+// Whether somebody who takes no lock of ours answers at the socket file.
+bool IsServed(const sockaddr_un& address) {
+  const int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (probe < 0) return false;
+  const absl::Cleanup closed = [probe] { close(probe); };
+  // EAGAIN: its backlog is full.
+  return connect(probe, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0 ||
+         errno == EAGAIN;
+}
+
+bool OutOfDescriptors(int error) {
+  return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
+}
+
+// What a client of HTTP/2 is told before its connection is closed: empty SETTINGS, then GOAWAY with
+// ENHANCE_YOUR_CALM, which gRPC's clients report as UNAVAILABLE with this text.
+void SayGoodbye(int socket, std::string_view why) {
+  constexpr unsigned char kSettings = 4, kGoAway = 7, kEnhanceYourCalm = 11;
+  std::string frames = {0, 0, 0, kSettings, 0, 0, 0, 0, 0};
+  const size_t size = 8 + why.size();
+  frames += {static_cast<char>(size >> 16), static_cast<char>(size >> 8), static_cast<char>(size)};
+  frames += {kGoAway, 0, 0, 0, 0, 0};
+  frames += {0, 0, 0, 0};  // no stream was taken
+  frames += {0, 0, 0, kEnhanceYourCalm};
+  frames += why;
+  (void)send(socket, frames.data(), frames.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> SocketPath(std::string_view address) {
+  constexpr std::string_view kScheme = "unix:";
+  if (!address.starts_with(kScheme)) {
+    return MakeError(
+        Reason::kInvalidArgument,
+        fmt::format("can't listen on \"{}\": an agent serves Unix sockets only, which its own user "
+                    "alone can open; give unix:PATH, and reach it from elsewhere through "
+                    "ssh -L PATH:PATH HOST",
+                    address));
+  }
+  std::string_view path = address.substr(kScheme.size());
+  // gRPC writes an absolute path as unix:///path too.
+  if (path.starts_with("///")) path.remove_prefix(2);
+  if (path.empty() || path.ends_with('/')) {
+    return MakeError(Reason::kInvalidArgument,
+                     fmt::format("\"{}\" names no socket; give unix:PATH, as in "
+                                 "unix:/run/deka/agent.sock",
+                                 address));
+  }
+  if (path.starts_with('@') || path.find('\0') != std::string_view::npos) {
+    return MakeError(Reason::kInvalidArgument,
+                     fmt::format("can't listen on \"{}\": an abstract socket has no owner and no "
+                                 "mode; give the path of a file",
+                                 address));
+  }
+  std::error_code error;
+  const std::string absolute = std::filesystem::absolute(path, error).lexically_normal().string();
+  if (error) {
+    return MakeError(Reason::kInvalidArgument,
+                     fmt::format("can't tell where \"{}\" is: {}", address, error.message()));
+  }
+  if (absolute.size() > kSocketPathBytesMax) {
+    return MakeError(Reason::kInvalidArgument,
+                     fmt::format("{} has {} bytes, and a Unix socket's path at most {}; name a "
+                                 "shorter one",
+                                 absolute, absolute.size(), kSocketPathBytesMax),
+                     {{"limit", std::to_string(kSocketPathBytesMax)}});
+  }
+  return absolute;
+}
+
+absl::StatusOr<std::unique_ptr<Listener>> Listener::Open(Options options) {
+  std::unique_ptr<Listener> listener(new Listener(std::move(options)));
+  for (const std::string& address : listener->options_.addresses) {
+    absl::StatusOr<std::string> path = SocketPath(address);
+    if (!path.ok()) return path.status();
+    if (std::count(listener->paths_.begin(), listener->paths_.end(), *path) > 0) {
+      return MakeError(Reason::kInvalidArgument,
+                       fmt::format("{} is named twice; name each socket once", *path));
+    }
+    listener->paths_.push_back(*std::move(path));
+  }
+  for (const std::string& path : listener->paths_) {
+    if (absl::Status status = listener->OpenPlace(path); !status.ok()) return status;
+  }
+  listener->stop_event_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (listener->stop_event_ < 0) return SystemError("can't make", "an eventfd", errno);
+  return listener;
+}
+
+Listener::~Listener() {
+  Stop();
+  if (stop_event_ >= 0) close(stop_event_);
+}
+
+absl::Status Listener::OpenPlace(const std::string& path) {
+  const std::string directory = std::filesystem::path(path).parent_path().string();
+  if (absl::Status status = SecureDirectory(directory); !status.ok()) return status;
+
+  Place& place = places_.emplace_back();
+  place.path = path;
+  const std::string lock = path + ".lock";
+  place.lock = open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (place.lock < 0) return SystemError("can't open", lock, errno);
+  if (flock(place.lock, LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK) return SystemError("can't lock", lock, errno);
+    return MakeError(Reason::kAddressInUse,
+                     fmt::format("another agent{} serves {}; stop that one, or name another socket "
+                                 "with --listen",
+                                 HolderOf(place.lock), path));
+  }
+  const std::string pid = fmt::format("{}\n", getpid());
+  if (ftruncate(place.lock, 0) != 0 ||
+      pwrite(place.lock, pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size())) {
+    return SystemError("can't write", lock, errno);
+  }
+
+  const sockaddr_un address = UnixAddress(path);
+  struct stat status = {};
+  if (lstat(path.c_str(), &status) == 0) {
+    if (!S_ISSOCK(status.st_mode)) {
+      return MakeError(Reason::kAddressInUse,
+                       fmt::format("{} is there and is no socket; remove it, or name another one "
+                                   "with --listen",
+                                   path));
+    }
+    if (IsServed(address)) {
+      return MakeError(Reason::kAddressInUse,
+                       fmt::format("another program serves {}; stop it, or name another socket "
+                                   "with --listen",
+                                   path));
+    }
+    if (unlink(path.c_str()) != 0) return SystemError("can't remove the stale", path, errno);
+  }
+
+  place.socket = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (place.socket < 0) return SystemError("can't make", "a socket", errno);
+  // The file gets the socket's mode: it is never open to others, not for a moment.
+  if (fchmod(place.socket, 0600) != 0 ||
+      bind(place.socket, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0 ||
+      listen(place.socket, kBacklog) != 0) {
+    return SystemError("can't listen on", path, errno);
+  }
+  if (lstat(path.c_str(), &status) != 0) return SystemError("can't look at", path, errno);
+  place.device = status.st_dev;
+  place.inode = status.st_ino;
+  return absl::OkStatus();
+}
+
+void Listener::Start(absl::AnyInvocable<void(int socket)> take) {
+  take_ = std::move(take);
+  thread_ = std::thread([this] { Run(); });
+}
+
+void Listener::Stop() {
+  if (thread_.joinable()) {
+    (void)eventfd_write(stop_event_, 1);
+    thread_.join();
+  }
+  for (const Place& place : places_) {
+    struct stat status = {};
+    if (place.inode != 0 && lstat(place.path.c_str(), &status) == 0 &&
+        status.st_dev == place.device && status.st_ino == place.inode) {
+      unlink(place.path.c_str());
+    }
+    if (place.socket >= 0) close(place.socket);
+    if (place.lock >= 0) close(place.lock);
+  }
+  places_.clear();
+}
+
+void Listener::Run() {
+  pthread_setname_np(pthread_self(), "deka-listener");
+  std::vector<pollfd> waiting;
+  waiting.push_back({stop_event_, POLLIN, 0});
+  for (const Place& place : places_) waiting.push_back({place.socket, POLLIN, 0});
+
+  bool paused = false;
+  for (;;) {
+    // While it pauses it waits for the end only.
+    const nfds_t count = paused ? 1 : waiting.size();
+    const int timeout = paused ? static_cast<int>(options_.pause_ms.count()) : -1;
+    if (poll(waiting.data(), count, timeout) < 0) continue;  // EINTR
+    if (waiting[0].revents != 0) return;
+
+    const bool was_paused = std::exchange(paused, false);
+    for (size_t i = 1; i < waiting.size() && !paused; ++i) {
+      if (was_paused || waiting[i].revents != 0) paused = !Accept(waiting[i].fd);
+    }
+    if (paused && !was_paused) {
+      ++counts_.pauses;
+      spdlog::warn(
+          "no descriptor is left: clients that connect wait; raise `ulimit -n`, or lower "
+          "connections_max or children_max");
+    }
+  }
+}
+
+bool Listener::Accept(int listening) {
+  // Bounded, so that one busy socket does not keep the others and the end waiting.
+  for (int i = 0; i < 64; ++i) {
+    const int socket = accept4(listening, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (socket >= 0) {
+      Take(socket);
+    } else if (OutOfDescriptors(errno)) {
+      return false;
+    } else if (errno != EINTR && errno != ECONNABORTED) {
+      return true;  // EAGAIN
+    }
+  }
+  return true;
+}
+
+void Listener::Take(int socket) {
+  ucred peer = {};
+  socklen_t size = sizeof(peer);
+  if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 || peer.uid != options_.user) {
+    ++counts_.refused_user;
+    spdlog::warn("refused a connection of uid {} (pid {}): only uid {} may connect", peer.uid,
+                 peer.pid, options_.user);
+    close(socket);
+    return;
+  }
+  if (!HasRoom()) {
+    ++counts_.refused_limit;
+    SayGoodbye(socket, fmt::format("CONNECTIONS_LIMIT: the agent has {} connections, its limit; "
+                                   "close one, or raise connections_max",
+                                   connections_.size()));
+    close(socket);
+    return;
+  }
+  struct stat status = {};
+  if (fstat(socket, &status) == 0) connections_.push_back({socket, status.st_dev, status.st_ino});
+  ++counts_.accepted;
+  take_(socket);
+}
+
+bool Listener::HasRoom() {
+  if (connections_.size() < options_.connections_max) return true;
+  std::erase_if(connections_, [](const Connection& connection) {
+    struct stat status = {};
+    return fstat(connection.socket, &status) != 0 || status.st_dev != connection.device ||
+           status.st_ino != connection.inode;
+  });
+  return connections_.size() < options_.connections_max;
+}
+
+}  // namespace deka::server
