@@ -20,11 +20,14 @@ constexpr std::string_view kHandleNack = "NODE_HANDLE_NACK";
 
 bool IsString(std::string_view json) { return json.starts_with('"'); }
 
-// The string member `cmd` of a message, as far as Node's own commands go: longer ones are cut, an
-// absent one is empty.
+// The string member `cmd` of a message, as far as Node's own commands go: a longer one may be cut,
+// an absent one is empty.
 class Command {
  public:
-  explicit Command(std::string_view json) : text_(DecodeJsonString(json, buffer_).value_or("")) {}
+  explicit Command(std::string_view json)
+      : text_(IsString(json) && json.find('\\') == std::string_view::npos
+                  ? json.substr(1, json.size() - 2)
+                  : DecodeJsonString(json, buffer_).value_or("")) {}
   Command(const Command&) = delete;
   Command& operator=(const Command&) = delete;
 
