@@ -359,7 +359,8 @@ class ClientInputTest(bridge.TestCase):
                 self.refuse(
                     Code.INVALID_ARGUMENT,
                     "INVALID_ARGUMENT",
-                    lambda: list(bridge.answer(self.agent.stub.Attach, iter(requests))),
+                    bridge.answer,
+                    lambda **fields: list(self.agent.stub.Attach(iter(requests), **fields)),
                 )
         self.check_goes_on(puppet, observer)
 
