@@ -216,6 +216,7 @@ Outbox::Value Outbox::Stage(const FrameParts& frame) {
   const uint64_t begin = tail();
   uint64_t position = begin;
   const auto append = [&](std::string_view bytes) {
+    if (bytes.empty()) return;
     const uint64_t end = position + bytes.size();
     iovec parts[2];
     size_t copied = 0;
