@@ -74,7 +74,7 @@ class ClientInputTest(bridge.TestCase):
         self.check_goes_on(puppet, observer)
 
     def test_a_child_may_have_a_limit_of_its_own(self):
-        limits = child_pb2.ChildLimits(message_bytes_max=10, queue_bytes_max=65536, log_bytes_max=65536)
+        limits = child_pb2.ChildLimits(message_bytes_max=10, queue_bytes_max=65536, log_bytes_max=73728)
         puppet, observer = self.puppet(limits=limits)
         puppet.child.send("1234567890")
         self.assertEqual(puppet.read_line(), b"1234567890\n")

@@ -85,15 +85,15 @@ test('list and signal', () => withAgent(async (agent) => {
 }));
 
 test('a gap is exact', () => withAgent(async (agent) => {
-  const limits = { message_bytes_max: 1024, queue_bytes_max: 65536, log_bytes_max: 8192 };
-  const { child, cursor } = await agent.fork('/usr/bin/python3', [testcase('flood.py'), '2000'], { limits });
+  const limits = { message_bytes_max: 1024, queue_bytes_max: 65536, log_bytes_max: 73728 };
+  const { child, cursor } = await agent.fork('/usr/bin/python3', [testcase('flood.py'), '5000'], { limits });
   await agent.observe({ start: { latest: true }, until_closed: true }, [child.name]).untilEnd();
   const observer = await agent.observe({ start: { after: cursor }, until_closed: true }, [child.name]).untilEnd();
   assert.strictEqual(observer.error, undefined);
   assert.strictEqual(observer.gaps.length, 1);
   const [gap] = observer.gaps;
   assert.strictEqual(gap.reason, 'REASON_LOG_TURNED_OVER');
-  assert.strictEqual(Number(gap.to_child_sequence) + observer.events.length, 2004);
+  assert.strictEqual(Number(gap.to_child_sequence) + observer.events.length, 5004);
   assert.strictEqual(Number(observer.events[0].child_sequence), Number(gap.to_child_sequence) + 1);
 
   const strict = await agent.observe({ start: { after: cursor }, fail_on_gap: true }, [child.name]).untilEnd();

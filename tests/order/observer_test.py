@@ -111,7 +111,7 @@ class ObserverTest(bridge.TestCase):
 
     def test_a_suspended_process_behind_a_small_log(self):
         """What turned over meanwhile is one exact gap."""
-        limits = child_pb2.ChildLimits(message_bytes_max=1024, queue_bytes_max=65536, log_bytes_max=65536)
+        limits = child_pb2.ChildLimits(message_bytes_max=1024, queue_bytes_max=65536, log_bytes_max=73728)
         puppet = bridge.Puppet(self, self.agent, dialect=bridge.NODE, limits=limits)
         client = self.start_client(puppet.child)
         client.send_signal(signal.SIGSTOP)
@@ -144,7 +144,7 @@ class ObserverTest(bridge.TestCase):
     def test_a_flood_leaves_other_logs_alone(self):
         quiet = self.agent.fork("echo.py")
         quiet.send('"remember me"')
-        limits = child_pb2.ChildLimits(message_bytes_max=1024, queue_bytes_max=65536, log_bytes_max=65536)
+        limits = child_pb2.ChildLimits(message_bytes_max=1024, queue_bytes_max=65536, log_bytes_max=73728)
         flood = self.agent.fork("flood.py", str(COUNT), limits=limits)
         self.agent.observe(children=[flood.id], until_closed=True).wait_for_end()
         observer = quiet.observe()

@@ -19,7 +19,7 @@ from deka.bridge.v1 import bridge_service_pb2_grpc
 SEED = None
 # Big enough for everything, and so small that it turns over.
 WHOLE = child_pb2.ChildLimits(message_bytes_max=65536, queue_bytes_max=1 << 20, log_bytes_max=16 << 20)
-TINY = child_pb2.ChildLimits(message_bytes_max=1024, queue_bytes_max=1 << 20, log_bytes_max=8192)
+TINY = child_pb2.ChildLimits(message_bytes_max=1024, queue_bytes_max=1 << 20, log_bytes_max=73728)
 MESSAGES = 4000
 
 

@@ -194,8 +194,8 @@ class ClientTest(bridge.TestCase):
         self.assertEqual(child.get().exit_status.signal, signal.SIGKILL)
 
     def test_gap_is_exact(self):
-        limits = child_pb2.ChildLimits(message_bytes_max=1024, queue_bytes_max=65536, log_bytes_max=8192)
-        child = self.agent.fork("flood.py", "2000", limits=limits)
+        limits = child_pb2.ChildLimits(message_bytes_max=1024, queue_bytes_max=65536, log_bytes_max=73728)
+        child = self.agent.fork("flood.py", "5000", limits=limits)
         self.agent.observe(children=[child.id], until_closed=True).wait_for_end()
         observer = child.observe(until_closed=True).wait_for_end()
         self.assertEqual([type(each) for each in observer.shown[:2]], [event_pb2.Gap, event_pb2.Event])
@@ -205,8 +205,8 @@ class ClientTest(bridge.TestCase):
         self.assertFalse(gap.inexact)
         self.assertEqual(gap.to_child_sequence, observer.events[0].child_sequence - 1)
         self.assertEqual(self.assertWhole(observer, child), child.get().last_child_sequence)
-        # started, 2,000 messages, disconnected, exited, closed: missed and shown are all of them.
-        self.assertEqual(gap.to_child_sequence + len(observer.events), 2004)
+        # started, 5,000 messages, disconnected, exited, closed: missed and shown are all of them.
+        self.assertEqual(gap.to_child_sequence + len(observer.events), 5004)
 
         with self.assertRefused(Code.OUT_OF_RANGE, "CURSOR_EXPIRED") as seen:
             raise child.observe(fail_on_gap=True).wait_for_end().error
