@@ -292,6 +292,27 @@ TEST(ExampleTest, GoesOnAfterALineThatIsNoMessageAndSaysSo) {
   EXPECT_EQ(child.ExitCode(), 0);
 }
 
+// What the example wrote to its output until it ended, after one ping.
+std::string OutputOfAPing(std::vector<std::string> variables) {
+  variables.push_back("NODE_CHANNEL_FD=3");
+  Example child(std::move(variables));
+  EXPECT_EQ(child.Ask("{\"ping\":1}"), "{\"pong\":1}\n");
+  child.Disconnect();
+  std::string output;
+  for (std::string line = child.ReadOutput(); !line.empty(); line = child.ReadOutput()) {
+    output += line;
+  }
+  EXPECT_EQ(child.ExitCode(), 0);
+  return output;
+}
+
+TEST(ExampleTest, ItsFramesAreLoggedOnlyWhenAskedFor) {
+  const std::string logged = OutputOfAPing({"DEKA_IPC_DEBUG=1"});
+  EXPECT_NE(logged.find("{\"ping\":1}"), std::string::npos) << logged;
+  EXPECT_NE(logged.find("{\"pong\":1}"), std::string::npos) << logged;
+  EXPECT_EQ(OutputOfAPing({}), "");
+}
+
 TEST(ExampleTest, WithoutAChannelItSaysWhatIsMissing) {
   Example child({});
   const std::string said = child.ReadOutput();
