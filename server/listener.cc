@@ -48,7 +48,11 @@ sockaddr_un UnixAddress(const std::string& path) {
 // Makes the directory if it is missing, and sees that its user alone can open what is in it.
 absl::Status SecureDirectory(const std::string& directory) {
   if (mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) {
-    return SystemError("can't make the directory", directory, errno);
+    return MakeError(Reason::kAddressUnsafe,
+                     fmt::format("can't make the directory {} for the socket: {}; make it, or name "
+                                 "a socket in another one: mkdir -m 700 DIR, "
+                                 "--listen unix:DIR/agent.sock",
+                                 directory, ErrnoText(errno)));
   }
   const int descriptor = open(directory.c_str(), O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
   if (descriptor < 0) {

@@ -1,0 +1,349 @@
+#include "server/listener.h"
+
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/file.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "ipc/error.h"
+
+namespace deka::server {
+namespace {
+
+using ipc::Reason;
+
+constexpr int kLimitMs = 30'000;
+
+std::string TextOf(const absl::Status& status) {
+  return std::string(status.message().data(), status.message().size());
+}
+
+mode_t ModeOf(const std::string& path) {
+  struct stat status = {};
+  return lstat(path.c_str(), &status) == 0 ? status.st_mode & 07777 : 0;
+}
+
+// A descriptor of the test's own.
+class Socket {
+ public:
+  explicit Socket(int socket) : socket_(socket) {}
+  Socket(Socket&& other) noexcept : socket_(std::exchange(other.socket_, -1)) {}
+  ~Socket() { Close(); }
+
+  static Socket Unix() { return Socket(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)); }
+
+  int get() const { return socket_; }
+  void Close() {
+    if (socket_ >= 0) close(std::exchange(socket_, -1));
+  }
+
+  [[nodiscard]] bool Connect(const std::string& path) const {
+    const sockaddr_un address = Address(path);
+    return connect(socket_, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
+  }
+  [[nodiscard]] bool Bind(const std::string& path) const {
+    const sockaddr_un address = Address(path);
+    return bind(socket_, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
+  }
+
+  // All that comes until the other end closes.
+  std::string ReadAll() const {
+    std::string all;
+    char buffer[4096];
+    for (;;) {
+      pollfd wait = {socket_, POLLIN, 0};
+      if (poll(&wait, 1, kLimitMs) <= 0) return all + " (no end)";
+      const ssize_t count = read(socket_, buffer, sizeof(buffer));
+      if (count <= 0) return all;
+      all.append(buffer, static_cast<size_t>(count));
+    }
+  }
+
+ private:
+  static sockaddr_un Address(const std::string& path) {
+    sockaddr_un address = {};
+    address.sun_family = AF_UNIX;
+    memcpy(address.sun_path, path.data(), path.size());
+    return address;
+  }
+
+  int socket_;
+};
+
+class ListenerTest : public ::testing::Test {
+ protected:
+  ~ListenerTest() override { std::filesystem::remove_all(root_); }
+
+  absl::StatusOr<std::unique_ptr<Listener>> Open(const std::string& path,
+                                                 size_t connections_max = 10) const {
+    return Listener::Open({.addresses = {"unix:" + path},
+                           .connections_max = connections_max,
+                           .user = geteuid(),
+                           .pause_ms = std::chrono::milliseconds(1)});
+  }
+
+  // Opens one that must open.
+  std::unique_ptr<Listener> Listen(size_t connections_max = 10) const {
+    auto listener = Open(path_, connections_max);
+    EXPECT_TRUE(listener.ok()) << listener.status();
+    return listener.ok() ? *std::move(listener) : nullptr;
+  }
+
+  void Start(Listener& listener) {
+    listener.Start([this](int socket) {
+      const std::lock_guard lock(mutex_);
+      taken_.emplace_back(socket);
+      changed_.notify_all();
+    });
+  }
+
+  [[nodiscard]] bool WaitForTaken(size_t count) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::milliseconds(kLimitMs),
+                             [&] { return taken_.size() >= count; });
+  }
+
+  const std::string root_ = [] {
+    char path[] = "/tmp/deka-listener-test-XXXXXX";
+    return std::string(mkdtemp(path));
+  }();
+  const std::string directory_ = root_ + "/deka";
+  const std::string path_ = directory_ + "/a.sock";
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<Socket> taken_;
+};
+
+TEST(SocketPath, IsAbsolute) {
+  EXPECT_EQ(*SocketPath("unix:/a/b"), "/a/b");
+  EXPECT_EQ(*SocketPath("unix:///a/b"), "/a/b");
+  EXPECT_EQ(*SocketPath("unix:/a/../c"), "/c");
+  std::filesystem::current_path("/tmp");
+  EXPECT_EQ(*SocketPath("unix:b"), "/tmp/b");
+}
+
+TEST(SocketPath, RefusesEverythingElseAndSaysWhatToDo) {
+  for (const char* address : {"0.0.0.0:80", "localhost:1", "tcp:1.2.3.4:5", "dns:///x", "", "/a/b",
+                              "vsock:1:2", "UNIX:/a", "unix-abstract:a"}) {
+    const auto path = SocketPath(address);
+    EXPECT_EQ(ipc::ReasonOf(path.status()), Reason::kInvalidArgument) << address;
+    EXPECT_NE(TextOf(path.status()).find("give unix:PATH"), std::string::npos) << path.status();
+  }
+  EXPECT_NE(TextOf(SocketPath("unix:@a").status()).find("abstract"), std::string::npos);
+  EXPECT_NE(TextOf(SocketPath("unix:").status()).find("names no socket"), std::string::npos);
+  EXPECT_NE(TextOf(SocketPath("unix:/a/").status()).find("names no socket"), std::string::npos);
+}
+
+TEST(SocketPath, HoldsWhatASocketsAddressHolds) {
+  const std::string longest = "/" + std::string(kSocketPathBytesMax - 1, 'x');
+  EXPECT_EQ(*SocketPath("unix:" + longest), longest);
+  const auto longer = SocketPath("unix:" + longest + "x");
+  EXPECT_EQ(ipc::ReasonOf(longer.status()), Reason::kInvalidArgument);
+  EXPECT_EQ(ipc::MetadataOf(longer.status(), "limit"), "107");
+}
+
+TEST_F(ListenerTest, MakesADirectoryAndASocketForItsUserAlone) {
+  const auto listener = Listen();
+  ASSERT_NE(listener, nullptr);
+  EXPECT_EQ(listener->paths(), std::vector<std::string>{path_});
+  EXPECT_EQ(ModeOf(directory_), 0700u);
+  EXPECT_EQ(ModeOf(path_), 0600u);
+  EXPECT_EQ(ModeOf(path_ + ".lock"), 0600u);
+}
+
+TEST_F(ListenerTest, GivesConnectionsAway) {
+  const auto listener = Listen();
+  const Socket early = Socket::Unix();
+  ASSERT_TRUE(early.Connect(path_));
+  Start(*listener);
+  const Socket late = Socket::Unix();
+  ASSERT_TRUE(late.Connect(path_));
+  ASSERT_TRUE(WaitForTaken(2));
+  EXPECT_EQ(listener->counts().accepted, 2u);
+  ASSERT_EQ(write(early.get(), "x", 1), 1);
+}
+
+TEST_F(ListenerTest, ServesSeveralSockets) {
+  auto listener = Listener::Open(
+      {.addresses = {"unix:" + path_, "unix:" + root_ + "/b.sock"}, .user = geteuid()});
+  ASSERT_TRUE(listener.ok()) << listener.status();
+  Start(**listener);
+  for (const std::string& path : (*listener)->paths()) {
+    ASSERT_TRUE(Socket::Unix().Connect(path));
+  }
+  EXPECT_TRUE(WaitForTaken(2));
+}
+
+TEST_F(ListenerTest, RefusesASocketThatIsNamedTwice) {
+  const auto listener = Listener::Open(
+      {.addresses = {"unix:" + path_, "unix:" + directory_ + "/./a.sock"}, .user = geteuid()});
+  EXPECT_EQ(ipc::ReasonOf(listener.status()), Reason::kInvalidArgument);
+}
+
+TEST_F(ListenerTest, RefusesASocketThatIsServedAndNamesWhoServesIt) {
+  const auto first = Listen();
+  const auto second = Open(path_);
+  EXPECT_EQ(ipc::ReasonOf(second.status()), Reason::kAddressInUse);
+  EXPECT_NE(TextOf(second.status()).find("(pid " + std::to_string(getpid()) + ")"),
+            std::string::npos)
+      << second.status();
+  // The first one is none the worse for it.
+  EXPECT_TRUE(Socket::Unix().Connect(path_));
+}
+
+TEST_F(ListenerTest, TakesOverASocketThatWasLeftBehind) {
+  ASSERT_EQ(mkdir(directory_.c_str(), 0700), 0);
+  Socket dead = Socket::Unix();
+  ASSERT_TRUE(dead.Bind(path_));
+  dead.Close();
+  ASSERT_FALSE(Socket::Unix().Connect(path_));
+  const auto listener = Listen();
+  ASSERT_NE(listener, nullptr);
+  EXPECT_TRUE(Socket::Unix().Connect(path_));
+}
+
+TEST_F(ListenerTest, LeavesASocketThatAnotherProgramServes) {
+  ASSERT_EQ(mkdir(directory_.c_str(), 0700), 0);
+  const Socket other = Socket::Unix();
+  ASSERT_TRUE(other.Bind(path_));
+  ASSERT_EQ(listen(other.get(), 1), 0);
+  const auto listener = Open(path_);
+  EXPECT_EQ(ipc::ReasonOf(listener.status()), Reason::kAddressInUse);
+  EXPECT_TRUE(Socket::Unix().Connect(path_));
+}
+
+TEST_F(ListenerTest, LeavesAFileThatIsNoSocket) {
+  ASSERT_EQ(mkdir(directory_.c_str(), 0700), 0);
+  std::ofstream(path_) << "precious";
+  EXPECT_EQ(ipc::ReasonOf(Open(path_).status()), Reason::kAddressInUse);
+  EXPECT_TRUE(std::filesystem::is_regular_file(path_));
+}
+
+TEST_F(ListenerTest, RefusesADirectoryThatOthersCanOpen) {
+  ASSERT_EQ(mkdir(directory_.c_str(), 0700), 0);
+  for (const mode_t mode : {0710, 0701, 0750, 0777, 01777}) {
+    ASSERT_EQ(chmod(directory_.c_str(), mode), 0);
+    const auto listener = Open(path_);
+    EXPECT_EQ(ipc::ReasonOf(listener.status()), Reason::kAddressUnsafe) << mode;
+    EXPECT_NE(TextOf(listener.status()).find("chmod 700"), std::string::npos);
+  }
+  ASSERT_EQ(chmod(directory_.c_str(), 0700), 0);
+  EXPECT_TRUE(Open(path_).ok());
+}
+
+TEST_F(ListenerTest, RefusesADirectoryThatIsALinkOrAFileOrCannotBeMade) {
+  ASSERT_EQ(mkdir(directory_.c_str(), 0700), 0);
+  ASSERT_EQ(symlink(directory_.c_str(), (root_ + "/link").c_str()), 0);
+  std::ofstream(root_ + "/file") << "";
+  for (const char* name : {"/link/a.sock", "/file/a.sock", "/no/such/a.sock"}) {
+    const auto listener = Open(root_ + name);
+    EXPECT_EQ(ipc::ReasonOf(listener.status()), Reason::kAddressUnsafe) << name;
+    EXPECT_NE(TextOf(listener.status()).find("--listen unix:DIR/agent.sock"), std::string::npos);
+  }
+}
+
+TEST_F(ListenerTest, RefusesOtherUsers) {
+  auto listener =
+      Listener::Open({.addresses = {"unix:" + path_}, .user = static_cast<uid_t>(geteuid() + 1)});
+  ASSERT_TRUE(listener.ok()) << listener.status();
+  Start(**listener);
+  const Socket client = Socket::Unix();
+  ASSERT_TRUE(client.Connect(path_));
+  EXPECT_EQ(client.ReadAll(), "");
+  EXPECT_EQ((*listener)->counts().refused_user, 1u);
+  EXPECT_EQ((*listener)->counts().accepted, 0u);
+}
+
+TEST_F(ListenerTest, TellsAConnectionBeyondTheLimit) {
+  const auto listener = Listen(2);
+  Start(*listener);
+  Socket first = Socket::Unix();
+  const Socket second = Socket::Unix();
+  ASSERT_TRUE(first.Connect(path_));
+  ASSERT_TRUE(second.Connect(path_));
+  ASSERT_TRUE(WaitForTaken(2));
+  const Socket third = Socket::Unix();
+  ASSERT_TRUE(third.Connect(path_));
+  EXPECT_NE(third.ReadAll().find("CONNECTIONS_LIMIT: the agent has 2 connections"),
+            std::string::npos);
+  EXPECT_EQ(listener->counts().refused_limit, 1u);
+
+  // When one has ended there is room again.
+  {
+    const std::lock_guard lock(mutex_);
+    taken_.front().Close();
+  }
+  const Socket fourth = Socket::Unix();
+  ASSERT_TRUE(fourth.Connect(path_));
+  ASSERT_TRUE(WaitForTaken(3));
+}
+
+TEST_F(ListenerTest, GoesOnWhenThereAreDescriptorsAgain) {
+  const auto listener = Listen();
+  const Socket client = Socket::Unix();
+  ASSERT_TRUE(client.Connect(path_));
+  rlimit limit = {};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
+  // Nothing above 2 is free to be taken.
+  rlimit none = limit;
+  none.rlim_cur = 3;
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+  Start(*listener);
+  const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(kLimitMs);
+  while (listener->counts().pauses == 0 && std::chrono::steady_clock::now() < end) {
+    poll(nullptr, 0, 1);
+  }
+  EXPECT_EQ(listener->counts().pauses, 1u);
+  EXPECT_EQ(listener->counts().accepted, 0u);
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
+  EXPECT_TRUE(WaitForTaken(1));
+}
+
+TEST_F(ListenerTest, RemovesItsSocketsAndFreesItsLock) {
+  auto listener = Listen();
+  Start(*listener);
+  listener->Stop();
+  EXPECT_FALSE(std::filesystem::exists(path_));
+  EXPECT_TRUE(std::filesystem::exists(path_ + ".lock"));
+  EXPECT_NE(Listen(), nullptr);
+}
+
+TEST_F(ListenerTest, LeavesASocketThatIsNotItsOwn) {
+  auto listener = Listen();
+  ASSERT_EQ(unlink(path_.c_str()), 0);
+  const Socket other = Socket::Unix();
+  ASSERT_TRUE(other.Bind(path_));
+  listener->Stop();
+  EXPECT_TRUE(std::filesystem::exists(path_));
+}
+
+TEST_F(ListenerTest, GivesUpTheFirstSocketIfTheSecondIsRefused) {
+  ASSERT_EQ(mkdir(directory_.c_str(), 0700), 0);
+  std::ofstream(root_ + "/file") << "";
+  EXPECT_FALSE(
+      Listener::Open({.addresses = {"unix:" + path_, "unix:" + root_ + "/file"}, .user = geteuid()})
+          .ok());
+  EXPECT_FALSE(std::filesystem::exists(path_));
+  EXPECT_NE(Listen(), nullptr);
+}
+
+}  // namespace
+}  // namespace deka::server
