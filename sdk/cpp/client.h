@@ -1,20 +1,34 @@
-// A client of an agent whose surface reads as Node's ChildProcess, for children that another
-// process has forked.
+// A client of an agent, for children that the agent forks: its surface reads as Node's
+// ChildProcess.
 //
-//   deka::Client client = ...Connect("unix:/run/deka/agent.sock");
-//   auto child = client->Fork({.program = "node", .args = {"worker.js"}});
-//   child->OnMessage([](std::string_view json) { ... });
+//   absl::StatusOr<deka::Client> client = deka::Client::Connect();
+//   absl::StatusOr<deka::Child> child = client->Fork("node", {"worker.js"});
+//   child->Listen({.on_message = [](std::string_view json) { ... }});
 //   child->Send(R"({"hello":1})");
 //   child->Disconnect();
 //
-// Thread: every method, any thread. Callbacks of one observation come one at a time on a thread of
-// its own; they may call anything but the destructor or Stop() of their own observation.
+// It looks in on what others have forked, too: Find, List, Observe, Attach. An agent that went away
+// is reached again: calls that can be repeated are, an observation goes on after its last event.
+//
+// Errors: the agent's own, as bridge_service.proto lists them for each method, with the reason that
+// ErrorReason() reads. The client adds these:
+//
+// * `UNAVAILABLE` AGENT_UNREACHABLE: no agent answers; the message says where and how to start one.
+// * `UNKNOWN` OUTCOME_UNKNOWN: the answer to something that must not be done twice was lost.
+// * `INVALID_ARGUMENT` INVALID_ARGUMENT: a field is not UTF-8, or a target is no `unix:PATH`.
+// * `FAILED_PRECONDITION` ADDRESS_UNSAFE: another user could answer at the default socket.
+//
+// Thread: every method, any thread. The callbacks of one observation or attachment come one at a
+// time, on a thread of its own, and may call everything. While one runs, nothing more is read: at
+// most kStreamBytesMax wait in this process, the rest waits in the agent, which tells a gap if it
+// becomes too much.
 #ifndef SDK_CPP_CLIENT_H_
 #define SDK_CPP_CLIENT_H_
 
 #include <chrono>
+#include <cstddef>
+#include <cstdint>
 #include <functional>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -24,89 +38,199 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "deka/bridge/v1/bridge_service.pb.h"
+#include "sdk/cpp/error.h"
+#include "sdk/cpp/observer.h"
 
 namespace deka {
 
-namespace v1 = ::deka::bridge::v1;
+// What one observation has read ahead of its callbacks, at most.
+inline constexpr size_t kStreamBytesMax = 512 << 10;
 
-class Child;
+// A running observation. The destructor stops it.
+class Observation {
+ public:
+  ~Observation();
+  Observation(Observation&&) noexcept;
+  Observation& operator=(Observation&&) noexcept;
 
-// What an observation tells. All may be empty.
-struct Observer {
-  std::function<void(const v1::Attached&)> on_attached;  // again after each resume
-  std::function<void(const v1::Child&)> on_child;        // of the snapshot, again after each resume
-  std::function<void()> on_snapshot_complete;
-  std::function<void(const v1::Event&)> on_event;
-  // Events missed, exactly. After a resume `from_child_sequence` is filled in from what was seen
-  // before.
-  std::function<void(const v1::Gap&)> on_gap;
-  std::function<void(const v1::Heartbeat&)> on_heartbeat;
-  std::function<void(const absl::Status& reason)>
-      on_lost;  // the connection is lost; it is being resumed
-  std::function<void(const v1::Cursor&)> on_resumed;
-  // Last call, exactly once: OK with the Fin, or the error that ended it. Not called by Stop().
-  std::function<void(const absl::Status&, const v1::Fin&)> on_end;
+  // Ends it: when it returns, no callback runs or will run. Called from one of its own callbacks
+  // (the destructor, too), that one is the last.
+  void Stop();
+
+  // Until it has ended. Not from its own callbacks.
+  void Wait();
+
+  // Everything up to here was told or did not match. Unset before the agent has answered.
+  v1::Cursor cursor() const;
+
+ private:
+  friend class Client;
+  class Impl;
+  explicit Observation(std::shared_ptr<Impl> impl);
+  std::shared_ptr<Impl> impl_;
 };
 
-// A running observation. It resumes by itself from its cursor when the connection is lost. The
-// destructor stops it.
-class Subscription {
+// A conversation with one child in one stream: sends, disconnects, signals in the order they were
+// asked for, and observes. The destructor stops it.
+//
+// A lost connection is resumed: what is not answered yet is asked for again, sends with the same
+// request id, so that each is done once; a signal is not repeated but failed with OUTCOME_UNKNOWN.
+class Attachment {
  public:
-  virtual ~Subscription() = default;
-  virtual void Stop() = 0;  // returns when no callback runs or will run
-  virtual void Wait() = 0;  // until it has ended
-  virtual v1::Cursor cursor() const = 0;
-};
+  // Asked for and not answered: beyond this the methods wait.
+  static constexpr size_t kRequestsMax = 1024;
+  static constexpr size_t kRequestsBytesMax = 1 << 20;
 
-class Client : public std::enable_shared_from_this<Client> {
- public:
   struct Options {
-    std::string target;  // `unix:PATH`; empty: $DEKA_TARGET, else the agent's default socket
-    std::string name;    // what it says of itself: `program/pid` if empty
-    std::chrono::milliseconds connect_ms_max{5000};
+    std::optional<v1::Observation> observation = {};  // unset: nothing is observed
+    bool stop_on_failure = false;                     // the first failure ends it, with that error
+    Observer observer = {};
+    std::function<void(int64_t through)> on_ack = {};  // answered up to here
+    // One that was refused, for this reason; before the ack that covers it.
+    std::function<void(int64_t number, const absl::Status&)> on_failed = {};
   };
 
-  // UNAVAILABLE if no agent answers in time; the message says which socket and how to start one.
-  static absl::StatusOr<std::shared_ptr<Client>> Connect(Options options);
-  virtual ~Client() = default;
+  ~Attachment();
+  Attachment(Attachment&&) noexcept;
+  Attachment& operator=(Attachment&&) noexcept;
 
-  // Starts a child; retried by request id if the connection is lost meanwhile.
-  virtual absl::StatusOr<std::unique_ptr<Child>> Fork(v1::ChildSpec spec) = 0;
-  // A child by display name, id, or resource name.
-  virtual absl::StatusOr<std::unique_ptr<Child>> Find(std::string_view name) = 0;
-  virtual absl::StatusOr<v1::ListChildrenResponse> List(v1::ListChildrenRequest request) = 0;
+  // Each answers its number: 1, 2, 3... Fails when the attachment has ended or is finished, with
+  // its end or FAILED_PRECONDITION.
+  absl::StatusOr<int64_t> Send(std::string_view json);
+  absl::StatusOr<int64_t> Disconnect(v1::DisconnectMode mode = v1::DISCONNECT_MODE_FLUSH);
+  absl::StatusOr<int64_t> Kill(int signal);
 
-  virtual absl::StatusOr<std::unique_ptr<Subscription>> Observe(v1::ObserveRequest request,
-                                                                Observer observer) = 0;
+  // Nothing more will be asked for. It ends when everything is answered and, if the observation has
+  // an end of its own, that is reached.
+  void Finish();
+
+  // Until it has ended, which answers how. Not from its own callbacks.
+  absl::Status Wait();
+
+  // As Observation::Stop. What is not answered may have been done or not.
+  void Stop();
+
+  v1::Cursor cursor() const;
+
+ private:
+  friend class Client;
+  class Impl;
+  explicit Attachment(std::shared_ptr<Impl> impl);
+  std::shared_ptr<Impl> impl_;
 };
 
+class Connection;
+
+// A child that an agent has. The destructor stops listening; the child goes on.
 class Child {
  public:
-  virtual ~Child() = default;  // the child goes on
+  // What Node's ChildProcess emits. Each may be empty.
+  struct Listener {
+    std::function<void(std::string_view json)> on_message = {};
+    std::function<void()> on_disconnect = {};
+    std::function<void(const v1::ExitStatus&)> on_exit = {};
+    // Process, channel and output have ended: the last of all.
+    std::function<void()> on_close = {};
+    // Events missed, messages perhaps among them.
+    std::function<void(const v1::Gap&)> on_gap = {};
+    // Nothing more will be told, for this reason.
+    std::function<void(const absl::Status&)> on_error = {};
+  };
 
-  virtual const std::string& name() const = 0;  // resource name
-  virtual v1::Child description() const = 0;    // as it was when forked or found
-  virtual int pid() const = 0;
+  struct SendOptions {
+    v1::SendOutcome answer_when = v1::SEND_OUTCOME_WRITTEN;
+    std::string request_id = {};           // empty: a fresh one
+    std::chrono::milliseconds timeout{0};  // 0: none
+  };
 
-  // Node's send(): OK means written to the child's socket. See SendMessage in bridge_service.proto
-  // for the errors.
-  virtual absl::StatusOr<v1::SendMessageResponse> Send(std::string_view json) = 0;
+  ~Child();
+  Child(Child&&) noexcept;
+  Child& operator=(Child&&) noexcept;
 
-  // Node's on('message'), 'disconnect', 'exit'. Messages from the fork on (after Fork) or from now
-  // on (after Find) are told, none missing: they are observed from the first call of one of these
-  // on, a later one replaces the callback.
-  virtual void OnMessage(std::function<void(std::string_view json)> callback) = 0;
-  virtual void OnDisconnect(std::function<void()> callback) = 0;
-  virtual void OnExit(std::function<void(const v1::ExitStatus&)> callback) = 0;
-  // Messages missed, exactly.
-  virtual void OnGap(std::function<void(const v1::Gap&)> callback) = 0;
+  const std::string& name() const;             // `agents/{agent}/children/{child}`
+  std::string id() const;                      // the last part of it
+  int pid() const;                             // 0 if it is not known
+  const v1::Child& description() const;        // as it was when forked or found
+  absl::StatusOr<v1::Child> Describe() const;  // as it is now
 
-  virtual bool connected() = 0;
-  virtual absl::Status Disconnect(v1::DisconnectMode mode = v1::DISCONNECT_MODE_FLUSH) = 0;
-  virtual absl::Status Kill(int signal = 15) = 0;
-  // Waits until it has exited.
-  virtual absl::StatusOr<v1::ExitStatus> Wait() = 0;
+  // Tells what the child does: from its start if it was forked here, from now on if it was found.
+  // Once; a second call is FAILED_PRECONDITION.
+  absl::Status Listen(Listener listener);
+
+  // Node's send(): OK means that the last byte is in the child's socket. OUTCOME_UNKNOWN if there
+  // is no answer within the timeout.
+  absl::StatusOr<v1::SendMessageResponse> Send(std::string_view json) const;
+  absl::StatusOr<v1::SendMessageResponse> Send(std::string_view json, SendOptions options) const;
+
+  absl::StatusOr<bool> connected() const;
+
+  // Answers when the channel has closed. The process is not signalled.
+  absl::Status Disconnect(v1::DisconnectMode mode = v1::DISCONNECT_MODE_FLUSH) const;
+  absl::Status Kill(int signal = 15) const;
+
+  // Waits until the process has ended. `unknown_reason` is set where the agent could not tell how.
+  absl::StatusOr<v1::ExitStatus> Wait() const;
+
+ private:
+  friend class Client;
+  Child(std::shared_ptr<Connection> connection, v1::Child description,
+        std::optional<v1::Cursor> start);
+
+  std::shared_ptr<Connection> connection_;
+  v1::Child description_;
+  std::optional<v1::Cursor> start_;
+  std::optional<Observation> observation_;
 };
+
+// A connection to an agent. Copies share it.
+class Client {
+ public:
+  struct Options {
+    std::string target = {};  // `unix:PATH`; empty: $DEKA_TARGET, else the agent's default socket
+    std::string name = {};    // what it says of itself, 63 bytes at most; empty: `program/pid`
+    // For an agent that took the connection to answer.
+    std::chrono::milliseconds connect_ms_max{5'000};
+    // How long calls and observations wait for an agent that went away.
+    std::chrono::milliseconds reconnect_ms_max{30'000};
+  };
+
+  static absl::StatusOr<Client> Connect();
+  static absl::StatusOr<Client> Connect(Options options);
+
+  const std::string& target() const;
+
+  // Starts a program as a shell would here: found in this process' PATH, its working directory this
+  // one's. PROGRAM_NOT_FOUND if it is not.
+  absl::StatusOr<Child> Fork(std::string_view program, std::vector<std::string> args = {}) const;
+  absl::StatusOr<Child> Fork(v1::ChildSpec spec) const;
+
+  // A child by display name, id, or resource name.
+  absl::StatusOr<Child> Find(std::string_view name) const;
+
+  struct Children {
+    std::vector<v1::Child> children;
+    v1::Cursor cursor;  // where to observe from, to hear what happens to them afterwards
+  };
+  // All that fit, in the order they were started.
+  absl::StatusOr<Children> List(v1::ChildFilter filter = {}) const;
+
+  // Answers when the observation stands, so that nothing that happens afterwards escapes it; the
+  // first callbacks may have come by then. `parent`, `client` and `response_bytes_max` are filled
+  // in if they are unset. A name in the filter means the same child after a resume.
+  absl::StatusOr<Observation> Observe(v1::ObserveRequest request, Observer observer) const;
+
+  // Answers when the agent has taken it.
+  absl::StatusOr<Attachment> Attach(std::string_view child, Attachment::Options options) const;
+
+ private:
+  friend class Child;
+  explicit Client(std::shared_ptr<Connection> connection);
+  std::shared_ptr<Connection> connection_;
+};
+
+// What Client::Fork makes of a program's name: its absolute path if it is in PATH or has a slash,
+// and this process' working directory.
+absl::StatusOr<v1::ChildSpec> SpecOf(std::string_view program, std::vector<std::string> args);
 
 }  // namespace deka
 
