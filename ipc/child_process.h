@@ -54,25 +54,25 @@ enum class Stdio {
 };
 
 struct ForkOptions {
-  std::string program;            // execPath: a path, or a name found in the child's PATH
-  std::vector<std::string> args;  // execArgv, module path and args in one: argv[1...]
-  std::string cwd;                // empty: the parent's
-  std::optional<std::vector<std::string>>
-      env;                // "K=V" each, replacing the parent's; unset: the parent's
+  std::string program = {};            // execPath: a path, or a name found in the child's PATH
+  std::vector<std::string> args = {};  // execArgv, module path and args in one: argv[1...]
+  std::string cwd = {};                // empty: the parent's
+  std::optional<std::vector<std::string>> env =
+      {};                 // "K=V" each, replacing the parent's; unset: the parent's
   bool detached = false;  // own session
   bool own_process_group = false;
-  std::optional<uid_t> uid;
-  std::optional<gid_t> gid;
+  std::optional<uid_t> uid = {};
+  std::optional<gid_t> gid = {};
   std::chrono::milliseconds timeout{0};  // 0: none; then kill_signal is sent
   int kill_signal = SIGTERM;
   Stdio stdin_mode = Stdio::kInherit, stdout_mode = Stdio::kInherit, stderr_mode = Stdio::kInherit;
   bool ipc = true;                          // false: no channel
-  std::optional<Dialect> dialect;           // unset: chosen from the program, see ChooseDialect
-  Channel::Options channel;                 // its dialect is overwritten by the one above
+  std::optional<Dialect> dialect = {};      // unset: chosen from the program, see ChooseDialect
+  Channel::Options channel = {};            // its dialect is overwritten by the one above
   size_t output_line_bytes_max = 64 << 10;  // longer lines come in pieces
   std::chrono::milliseconds exit_drain_ms_max{1000};
-  std::optional<unsigned long>
-      descriptors_soft_max;  // RLIMIT_NOFILE given to the child; unset: the parent's
+  std::optional<unsigned long> descriptors_soft_max =
+      {};  // RLIMIT_NOFILE given to the child; unset: the parent's
 };
 
 struct ExitStatus {
