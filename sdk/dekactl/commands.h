@@ -1,0 +1,31 @@
+// The commands. Each adds itself to the tree: its options, their help, and what it does.
+#ifndef SDK_DEKACTL_COMMANDS_H_
+#define SDK_DEKACTL_COMMANDS_H_
+
+#include "CLI/CLI.hpp"
+#include "sdk/dekactl/context.h"
+
+namespace deka::dekactl {
+
+// `app` and `context` outlive the parse, which runs the command.
+void AddFork(CLI::App& app, Context& context);
+void AddPs(CLI::App& app, Context& context);
+void AddWait(CLI::App& app, Context& context);
+void AddSend(CLI::App& app, Context& context);
+void AddTail(CLI::App& app, Context& context);
+void AddAttach(CLI::App& app, Context& context);
+void AddDisconnect(CLI::App& app, Context& context);
+void AddSignal(CLI::App& app, Context& context);
+void AddCompletion(CLI::App& app, Context& context);
+
+// The argument CHILD, or with a vector any number of them.
+template <typename Value>
+CLI::Option* AddChildArgument(CLI::App& command, Value& value) {
+  return command.add_option("CHILD", value, "Its name, its id, or its resource name")
+      ->type_name("CHILD")
+      ->option_text(" ");
+}
+
+}  // namespace deka::dekactl
+
+#endif  // SDK_DEKACTL_COMMANDS_H_

@@ -1,0 +1,117 @@
+#include "sdk/dekactl/output.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+#include <cstdlib>
+
+#include "fmt/format.h"
+
+namespace deka::dekactl {
+namespace {
+
+bool WantsColor() {
+  const char* no_color = getenv("NO_COLOR");
+  const char* term = getenv("TERM");
+  return (no_color == nullptr || *no_color == '\0') &&
+         (term == nullptr || std::string_view(term) != "dumb");
+}
+
+// How many bytes the UTF-8 character at the beginning of `text` has; 0 if there is none.
+size_t CharacterBytes(std::string_view text) {
+  const auto byte = [text](size_t at) { return static_cast<unsigned char>(text[at]); };
+  const unsigned char first = byte(0);
+  const size_t size = first < 0x80   ? 1
+                      : first < 0xc2 ? 0
+                      : first < 0xe0 ? 2
+                      : first < 0xf0 ? 3
+                      : first < 0xf5 ? 4
+                                     : 0;
+  if (size > text.size()) {
+    return 0;
+  }
+  for (size_t at = 1; at < size; ++at) {
+    if ((byte(at) & 0xc0) != 0x80) {
+      return 0;
+    }
+  }
+  // Overlong forms, surrogates, and what lies beyond Unicode.
+  const bool wrong = (first == 0xe0 && byte(1) < 0xa0) || (first == 0xed && byte(1) > 0x9f) ||
+                     (first == 0xf0 && byte(1) < 0x90) || (first == 0xf4 && byte(1) > 0x8f);
+  return wrong ? 0 : size;
+}
+
+bool IsControl(std::string_view character) {
+  const auto first = static_cast<unsigned char>(character[0]);
+  const bool c1 = first == 0xc2 && static_cast<unsigned char>(character[1]) < 0xa0;
+  return (first < 0x20 && first != '\t') || first == 0x7f || c1;
+}
+
+}  // namespace
+
+Output::Output(int descriptor)
+    : descriptor_(descriptor),
+      terminal_(isatty(descriptor) == 1),
+      colored_(terminal_ && WantsColor()) {}
+
+void Output::Line(std::string_view line) {
+  ipc::MutexLock lock(mutex_);
+  std::string text(status_shown_ ? "\r\x1b[K" : "");
+  status_shown_ = false;
+  text.append(line).push_back('\n');
+  Write(text);
+}
+
+void Output::Status(std::string_view line) {
+  ipc::MutexLock lock(mutex_);
+  if (!terminal_ || (line.empty() && !status_shown_)) {
+    return;
+  }
+  status_shown_ = !line.empty();
+  Write(fmt::format("\r\x1b[K{}", line));
+}
+
+int Output::error() const {
+  ipc::MutexLock lock(mutex_);
+  return error_;
+}
+
+void Output::Write(std::string_view text) {
+  while (!text.empty() && error_ == 0) {
+    const ssize_t written = write(descriptor_, text.data(), text.size());
+    if (written >= 0) {
+      text.remove_prefix(static_cast<size_t>(written));
+    } else if (errno != EINTR) {
+      error_ = errno;
+    }
+  }
+}
+
+std::string Paint(bool colored, Color color, std::string_view text) {
+  constexpr int kCodes[] = {0, 2, 1, 31, 32, 33, 34, 35, 36};
+  if (!colored || color == Color::kNone) {
+    return std::string(text);
+  }
+  return fmt::format("\x1b[{}m{}\x1b[0m", kCodes[static_cast<int>(color)], text);
+}
+
+std::string Printable(std::string_view text) {
+  std::string printable;
+  printable.reserve(text.size());
+  while (!text.empty()) {
+    const size_t size = CharacterBytes(text);
+    const std::string_view character = text.substr(0, size == 0 ? 1 : size);
+    if (size != 0 && !IsControl(character)) {
+      printable.append(character);
+    } else {
+      for (const char byte : character) {
+        fmt::format_to(std::back_inserter(printable), "\\x{:02x}",
+                       static_cast<unsigned char>(byte));
+      }
+    }
+    text.remove_prefix(character.size());
+  }
+  return printable;
+}
+
+}  // namespace deka::dekactl

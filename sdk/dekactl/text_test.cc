@@ -1,0 +1,319 @@
+#include <signal.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include <chrono>
+#include <string>
+
+#include "gtest/gtest.h"
+#include "sdk/dekactl/cursor_text.h"
+#include "sdk/dekactl/event_json.h"
+#include "sdk/dekactl/event_text.h"
+#include "sdk/dekactl/words.h"
+
+namespace deka::dekactl {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+v1::Cursor MakeCursor(const std::string& agent, int64_t epoch, int64_t sequence) {
+  v1::Cursor cursor;
+  cursor.set_agent(agent);
+  cursor.set_epoch(epoch);
+  cursor.set_sequence(sequence);
+  return cursor;
+}
+
+v1::Event MakeMessage(const std::string& json) {
+  v1::Event event;
+  event.set_sequence(7);
+  event.set_child_sequence(2);
+  event.mutable_time()->set_seconds(3723);
+  event.mutable_time()->set_nanos(45'000'000);
+  event.set_child("k3jd");
+  event.mutable_from_child()->set_dialect(v1::DIALECT_NODE);
+  event.mutable_from_child()->set_size_bytes(static_cast<int64_t>(json.size()));
+  event.set_json(json);
+  return event;
+}
+
+v1::Child MakeChild(const std::string& id, const std::string& name) {
+  v1::Child child;
+  child.set_name("agents/a/children/" + id);
+  child.set_display_name(name);
+  return child;
+}
+
+// --- cursors ---
+
+TEST(CursorTextTest, WhatIsPrintedCanBePastedBack) {
+  const v1::Cursor cursor = MakeCursor("build-7", 1732526467, 42);
+  EXPECT_EQ(CursorText(cursor), "build-7/1732526467/42");
+  const auto parsed = ParseCursor(CursorText(cursor));
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  EXPECT_EQ(parsed->SerializeAsString(), cursor.SerializeAsString());
+}
+
+TEST(CursorTextTest, RefusesEverythingElse) {
+  for (const char* text : {"", "/", "//", "42", "a/1", "/1/2", "a//2", "a/1/", "a/x/2", "a/1/-2",
+                           "a/1/2x", "a/1/99999999999999999999", "a/ 1/2"}) {
+    const auto parsed = ParseCursor(text);
+    EXPECT_EQ(parsed.status().code(), absl::StatusCode::kInvalidArgument) << text;
+    EXPECT_NE(parsed.status().message().find("AGENT/EPOCH/SEQUENCE"), std::string::npos) << text;
+  }
+}
+
+// --- words ---
+
+TEST(WordsTest, ParsesEveryKindThatItNames) {
+  for (const std::string& word : KindWords()) {
+    const auto kind = ParseKind(word);
+    ASSERT_TRUE(kind.ok()) << kind.status();
+    std::string name = "EVENT_KIND_";
+    for (const char letter : word) {
+      name += static_cast<char>(toupper(letter));
+    }
+    EXPECT_EQ(v1::EventKind_Name(*kind), name);
+  }
+  EXPECT_EQ(KindWords().size(), static_cast<size_t>(v1::EventKind_descriptor()->value_count() - 1))
+      << "each kind has a word";
+}
+
+TEST(WordsTest, AnUnknownWordIsRefusedWithAllKnownOnes) {
+  EXPECT_EQ(ParseDialect("bun").status().message(), "bun is no dialect; write one of deka, node");
+  EXPECT_EQ(ParseDirection("up").status().message(), "up is no direction; write one of from, to");
+  EXPECT_FALSE(ParseKind("").ok());
+}
+
+TEST(WordsTest, ParsesSignals) {
+  EXPECT_EQ(ParseSignal("TERM").value(), SIGTERM);
+  EXPECT_EQ(ParseSignal("SIGTERM").value(), SIGTERM);
+  EXPECT_EQ(ParseSignal("sigusr1").value(), SIGUSR1);
+  EXPECT_EQ(ParseSignal("9").value(), SIGKILL);
+  for (const char* word : {"", "SIG", "0", "-1", "65", "999999999999", "TERMS", "9x"}) {
+    EXPECT_EQ(ParseSignal(word).status().code(), absl::StatusCode::kInvalidArgument) << word;
+  }
+  for (const std::string& word : SignalWords()) {
+    EXPECT_TRUE(ParseSignal(word).ok()) << word;
+  }
+}
+
+TEST(WordsTest, ParsesWhereToBegin) {
+  EXPECT_TRUE(ParseStart("latest")->latest());
+  EXPECT_TRUE(ParseStart("earliest")->earliest());
+  EXPECT_EQ(ParseStart("last:10")->last(), 10);
+  EXPECT_EQ(ParseStart("after:a/1/2")->after().sequence(), 2);
+  for (const char* word : {"", "first", "last", "last:", "last:0", "last:-1", "last:x",
+                           "after:", "after:2", "LATEST"}) {
+    EXPECT_EQ(ParseStart(word).status().code(), absl::StatusCode::kInvalidArgument) << word;
+  }
+}
+
+TEST(WordsTest, ParsesCounts) {
+  EXPECT_EQ(ParseCount("1").value(), 1);
+  EXPECT_EQ(ParseCount("9223372036854775807").value(), INT64_MAX);
+  for (const char* word : {"", "0", "-1", "x", "1x", "9223372036854775808"}) {
+    EXPECT_EQ(ParseCount(word).status().code(), absl::StatusCode::kInvalidArgument) << word;
+  }
+}
+
+TEST(WordsTest, ParsesDurations) {
+  EXPECT_EQ(ParseDuration("200ms").value(), milliseconds(200));
+  EXPECT_EQ(ParseDuration("1.5s").value(), milliseconds(1500));
+  EXPECT_EQ(ParseDuration("2m").value(), seconds(120));
+  EXPECT_EQ(ParseDuration("1h").value(), seconds(3600));
+  EXPECT_EQ(ParseDuration("8760h").value(), std::chrono::hours(8760));
+  for (const char* word : {"", "5", "s", "0s", "0.1ms", "-1s", "1.2.3s", "1d", "8761h", "1 s",
+                           "infs", "nans", "0x5s", "1e3s", "."}) {
+    EXPECT_EQ(ParseDuration(word).status().code(), absl::StatusCode::kInvalidArgument) << word;
+  }
+}
+
+TEST(WordsTest, ParsesPairs) {
+  EXPECT_EQ(*ParsePair("--env", "A=b=c"), std::pair(std::string("A"), std::string("b=c")));
+  EXPECT_EQ(*ParsePair("--env", "A="), std::pair(std::string("A"), std::string()));
+  EXPECT_EQ(ParsePair("--env", "A").status().message(),
+            "--env A: write KEY=VALUE, as in --env color=blue");
+  EXPECT_FALSE(ParsePair("--env", "=b").ok());
+}
+
+TEST(WordsTest, TellsHowAProcessEnded) {
+  v1::ExitStatus status;
+  status.set_code(3);
+  EXPECT_EQ(ExitWords(status), "exited with code 3");
+  status.set_signal(SIGKILL);
+  EXPECT_EQ(ExitWords(status), "ended by SIGKILL");
+  status.set_unknown_reason("not our child");
+  status.set_still_held(true);
+  EXPECT_EQ(ExitWords(status),
+            "ended, nobody knows how: not our child; another process still holds its channel or "
+            "output");
+}
+
+// --- JSON ---
+
+TEST(EventJsonTest, AMessageIsAValueNotAString) {
+  EXPECT_EQ(EventJson(MakeMessage(R"({"a":[1,"x"]})")),
+            R"({"sequence":"7","childSequence":"2","time":"1970-01-01T01:02:03.045Z",)"
+            R"("child":"k3jd","fromChild":{"dialect":"DIALECT_NODE","sizeBytes":"13"},)"
+            R"("message":{"a":[1,"x"]}})");
+}
+
+TEST(EventJsonTest, TheMessageIsNotTouched) {
+  for (const char* json : {"1e999", "123456789012345678901234567890", R"("\ud800")", "null", "-0",
+                           R"({"a":1,"a":2})", "\"é\""}) {
+    const std::string line = EventJson(MakeMessage(json));
+    EXPECT_TRUE(line.ends_with(std::string(",\"message\":") + json + "}")) << line;
+  }
+}
+
+TEST(EventJsonTest, IsOneLine) {
+  const std::string line = EventJson(MakeMessage("[1,\r\n 2]"));
+  EXPECT_TRUE(line.ends_with("\"message\":[1,   2]}")) << line;
+}
+
+TEST(EventJsonTest, DepthIsNoReasonToQuote) {
+  const std::string deep = std::string(10'000, '[') + std::string(10'000, ']');
+  EXPECT_TRUE(EventJson(MakeMessage(deep)).ends_with(deep + "}"));
+}
+
+TEST(EventJsonTest, ACutMessageStaysAString) {
+  const std::string line = EventJson(MakeMessage(R"({"a":)"));
+  EXPECT_TRUE(line.ends_with(R"("json":"{\"a\":"})")) << line;
+  EXPECT_EQ(line.find("\"message\""), std::string::npos);
+}
+
+TEST(EventJsonTest, OtherEventsAreInProtobufsMapping) {
+  v1::Event event;
+  event.set_sequence(1);
+  event.mutable_output()->set_stream(v1::Output::STREAM_STDERR);
+  event.set_text("a \"word\"");
+  EXPECT_EQ(EventJson(event),
+            R"({"sequence":"1","output":{"stream":"STREAM_STDERR"},"text":"a \"word\""})");
+}
+
+TEST(EventJsonTest, AGapHasTheCursorBehindIt) {
+  v1::Gap gap;
+  gap.set_child("k3jd");
+  gap.set_from_child_sequence(2);
+  gap.set_to_child_sequence(5);
+  gap.set_to_sequence(9);
+  gap.set_reason(v1::Gap::REASON_LOG_TURNED_OVER);
+  EXPECT_EQ(GapJson(gap, MakeCursor("a", 1, 9)),
+            R"({"gap":{"child":"k3jd","fromChildSequence":"2","toChildSequence":"5",)"
+            R"("toSequence":"9","reason":"REASON_LOG_TURNED_OVER"},"cursor":"a/1/9"})");
+}
+
+// --- text ---
+
+class EventTextTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    setenv("TZ", "UTC", 1);
+    tzset();
+  }
+};
+
+TEST_F(EventTextTest, AMessageIsOneLine) {
+  EventText text(false);
+  text.Learn(MakeChild("k3jd", "worker"));
+  EXPECT_EQ(text.Line(MakeMessage("{\"a\":\n1}")), "01:02:03.045 worker  from          {\"a\": 1}");
+}
+
+TEST_F(EventTextTest, AChildWithoutANameIsCalledByItsId) {
+  EventText text(false);
+  EXPECT_EQ(text.Line(MakeMessage("1")), "01:02:03.045 k3jd  from          1");
+}
+
+TEST_F(EventTextTest, TwoChildrenOfOneNameAreToldApart) {
+  EventText text(false);
+  text.Learn(MakeChild("k3jd", "worker"));
+  text.Learn(MakeChild("other", "worker"));
+  EXPECT_EQ(text.Line(MakeMessage("1")), "01:02:03.045 worker/k3jd  from          1");
+}
+
+TEST_F(EventTextTest, NothingOfAChildMovesTheCursorOfATerminal) {
+  EventText text(false);
+  v1::Event event = MakeMessage("1");
+  event.mutable_output()->set_stream(v1::Output::STREAM_STDOUT);
+  event.set_raw("\x1b[2J\xff");
+  EXPECT_EQ(text.Line(event), "01:02:03.045 k3jd  stdout        \\x1b[2J\\xff");
+}
+
+TEST_F(EventTextTest, SaysHowMuchOfAMessageIsMissing) {
+  EventText text(false);
+  v1::Event event = MakeMessage("[1,2");
+  event.mutable_from_child()->set_size_bytes(100);
+  EXPECT_EQ(text.Line(event), "01:02:03.045 k3jd  from          [1,2... (96 bytes more)");
+}
+
+TEST_F(EventTextTest, AGapSaysWhatWhyAndWhereToGoOn) {
+  EventText text(false);
+  v1::Gap gap;
+  gap.set_child("k3jd");
+  gap.set_from_child_sequence(2);
+  gap.set_to_child_sequence(5);
+  gap.set_reason(v1::Gap::REASON_LOG_TURNED_OVER);
+  EXPECT_EQ(text.Line(gap, MakeCursor("a", 1, 9)),
+            "             k3jd  missed        4 events, 2 to 5: the log has turned over; "
+            "--from after:a/1/9 goes on behind them");
+}
+
+TEST_F(EventTextTest, EveryKindHasItsWord) {
+  EventText text(false);
+  const auto line = [&text](auto set) {
+    v1::Event event;
+    event.set_child("c");
+    set(event);
+    return text.Line(event).substr(std::string("00:00:00.000 c  ").size());
+  };
+  v1::Sender sender;
+  sender.set_principal("uid:0");
+  sender.set_client("dekactl/1");
+  EXPECT_EQ(line([](v1::Event& event) {
+              event.mutable_to_child();
+              event.set_json("1");
+            }),
+            "to            1");
+  EXPECT_EQ(line([](v1::Event& event) {
+              v1::Child& child = *event.mutable_started()->mutable_child();
+              child.set_name("agents/a/children/c");
+              child.set_pid(5);
+              child.set_program("node");
+              child.add_args("w.js");
+            }),
+            "started       pid 5: node w.js");
+  EXPECT_EQ(line([](v1::Event& event) {
+              event.mutable_error()->set_message("no JSON");
+              event.set_raw("{x");
+            }),
+            "error         no JSON: {x");
+  EXPECT_EQ(line([](v1::Event& event) {
+              event.mutable_undelivered()->set_frame_bytes(9);
+              event.mutable_undelivered()->set_message("the channel closed");
+            }),
+            "undelivered   0 of 9 bytes were written: the channel closed");
+  EXPECT_EQ(line([&sender](v1::Event& event) {
+              event.mutable_signalled()->set_signal(SIGTERM);
+              *event.mutable_signalled()->mutable_sender() = sender;
+            }),
+            "signalled     SIGTERM by dekactl/1 (uid:0)");
+  EXPECT_EQ(line([](v1::Event& event) {
+              event.mutable_disconnected()->set_by(v1::Disconnected::BY_CHILD);
+            }),
+            "disconnected  by the child");
+  EXPECT_EQ(line([](v1::Event& event) { event.mutable_exited()->mutable_status()->set_code(0); }),
+            "exited        exited with code 0");
+  EXPECT_EQ(line([](v1::Event& event) { event.mutable_closed(); }), "closed");
+}
+
+TEST_F(EventTextTest, ColorsSurroundWordsAndNotTheMessage) {
+  EventText text(true);
+  const std::string line = text.Line(MakeMessage("1"));
+  EXPECT_NE(line.find("\x1b[32mfrom"), std::string::npos);
+  EXPECT_TRUE(line.ends_with("\x1b[0m  1")) << line;
+}
+
+}  // namespace
+}  // namespace deka::dekactl

@@ -1,0 +1,570 @@
+"""dekactl's commands, one by one: what they ask the agent for, what they print, how they exit."""
+
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import grpc
+
+from deka.bridge.v1 import bridge_service_pb2 as api
+from deka.bridge.v1 import child_pb2
+from deka.bridge.v1 import event_pb2
+from fake_agent import FakeAgent
+
+DEKACTL = os.path.abspath(os.environ["DEKACTL"])
+DEADLINE_S = 30
+COMPLETE, ERROR, USAGE, NO_SUCH_CHILD, MISSED = 0, 1, 2, 3, 4
+TURNED_OVER = event_pb2.Gap.REASON_LOG_TURNED_OVER
+
+
+class Ended:
+    def __init__(self, process, stdout, stderr):
+        self.code = process.returncode
+        self.stdout = stdout
+        self.stderr = stderr
+        self.lines = stdout.splitlines()
+        self.errors = stderr.splitlines()
+
+    def __repr__(self):
+        return f"exit code {self.code}\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}"
+
+
+class TestCase(unittest.TestCase):
+    maxDiff = None
+
+    def setUp(self):
+        self.directory = tempfile.mkdtemp(prefix="deka-test-", dir="/tmp")
+        self.addCleanup(shutil.rmtree, self.directory, True)
+        self.agent = FakeAgent(self.directory)
+        self.addCleanup(self.agent.close)
+        self.environment = {
+            "PATH": os.path.dirname(DEKACTL) + ":/usr/bin:/bin",
+            "DEKA_TARGET": self.agent.target,
+            "TERM": "xterm",
+            "TZ": "UTC",
+        }
+
+    def start(self, *arguments, **keywords):
+        keywords.setdefault("stdin", subprocess.DEVNULL)
+        keywords.setdefault("stdout", subprocess.PIPE)
+        keywords.setdefault("stderr", subprocess.PIPE)
+        process = subprocess.Popen([DEKACTL, *arguments], env=self.environment, text=True, **keywords)
+        self.addCleanup(lambda: process.poll() is None and process.kill())
+        return process
+
+    def finish(self, process, text=None):
+        stdout, stderr = process.communicate(text, timeout=DEADLINE_S)
+        return Ended(process, stdout or "", stderr or "")
+
+    def run_it(self, *arguments, code=COMPLETE, text=None, **keywords):
+        if text is not None:
+            keywords["stdin"] = subprocess.PIPE
+        ended = self.finish(self.start(*arguments, **keywords), text)
+        self.assertEqual(ended.code, code, ended)
+        return ended
+
+    def assertOneError(self, ended, *words):
+        """The error is one line that holds these words."""
+        self.assertEqual(len(ended.errors), 1, ended)
+        self.assertTrue(ended.errors[0].startswith("dekactl: "), ended)
+        for word in words:
+            self.assertIn(word, ended.errors[0])
+
+    def append_message(self, child, text, **fields):
+        self.agent.append(child, from_child=event_pb2.MessageFromChild(size_bytes=len(text), **fields), json=text)
+
+
+class UsageTest(TestCase):
+    def test_help_names_every_command_and_exit_code(self):
+        ended = self.run_it("--help")
+        for word in "fork ps wait send tail attach disconnect signal completion --target".split():
+            self.assertIn(word, ended.stdout)
+        self.assertIn("0 complete, 1 error, 2 usage, 3 no such child, 4 something was missed", ended.stdout)
+
+    def test_each_command_has_help(self):
+        for command in "fork ps wait send tail attach disconnect signal completion".split():
+            with self.subTest(command):
+                self.assertIn("Usage: dekactl " + command, self.run_it(command, "--help").stdout)
+
+    def test_wrong_usage_is_one_line_and_2(self):
+        for arguments in (
+            [],
+            ["unknown"],
+            ["ps", "--unknown"],
+            ["ps", "extra"],
+            ["ps", "--json", "--names"],
+            ["fork"],
+            ["fork", "--dialect", "bun", "--", "x"],
+            ["fork", "--label", "x", "--", "x"],
+            ["fork", "--env", "=x", "--", "x"],
+            ["wait"],
+            ["send", "w"],
+            ["tail", "--from", "first"],
+            ["tail", "--from", "last:0"],
+            ["tail", "--from", "after:nothing"],
+            ["tail", "--direction", "up"],
+            ["tail", "--kind", "news"],
+            ["tail", "--max-events", "0"],
+            ["tail", "--for", "5"],
+            ["attach"],
+            ["disconnect"],
+            ["signal", "w"],
+            ["signal", "w", "NOSUCH"],
+            ["completion"],
+            ["completion", "fish"],
+        ):
+            with self.subTest(arguments):
+                ended = self.run_it(*arguments, code=USAGE)
+                self.assertOneError(ended, "--help")
+                self.assertEqual(ended.stdout, "")
+        self.assertEqual(self.agent.requests, [])
+
+    def test_no_agent_says_how_to_start_one(self):
+        self.environment["DEKA_TARGET"] = f"unix:{self.directory}/none"
+        self.assertOneError(self.run_it("ps", code=ERROR), f"{self.directory}/none", "deka-agent")
+
+    def test_target_comes_before_the_environment(self):
+        self.environment["DEKA_TARGET"] = "unix:/nowhere"
+        self.run_it("--target", self.agent.target, "ps")
+
+    def test_a_full_disk_is_an_error(self):
+        with open("/dev/full", "w", encoding="utf-8") as full:
+            self.assertOneError(self.run_it("ps", code=ERROR, stdout=full), "standard output", "No space left")
+
+
+class ForkTest(TestCase):
+    def spec(self):
+        return self.agent.of(api.ForkChildRequest)[-1].spec
+
+    def test_prints_the_name_and_why_the_dialect(self):
+        ended = self.run_it("fork", "--name", "w", "--", "sh", "-c", "exit")
+        self.assertEqual(ended.stdout, "agents/fake/children/w\n")
+        self.assertEqual(ended.stderr, "dialect node: it is node\n")
+
+    def test_every_flag_arrives(self):
+        self.run_it(
+            "fork", "--name", "w", "--label", "a=1", "--label", "b=2=3", "--dialect", "deka",
+            "--env", "X=", "--env", "Y=[1,2]", "--cwd", "/tmp", "--", "/bin/sh", "x",
+        )  # fmt: skip
+        spec = self.spec()
+        self.assertEqual(spec.display_name, "w")
+        self.assertEqual(dict(spec.labels), {"a": "1", "b": "2=3"})
+        self.assertEqual(spec.dialect, child_pb2.DIALECT_DEKA)
+        self.assertEqual(dict(spec.env), {"X": "", "Y": "[1,2]"})
+        self.assertEqual((spec.cwd, spec.program, list(spec.args)), ("/tmp", "/bin/sh", ["x"]))
+
+    def test_arguments_are_the_programs_own(self):
+        arguments = ["ps", "--name", "-x", "--", "[1,2]", "", "--help", "fork"]
+        self.run_it("fork", "--", "sh", *arguments)
+        self.assertEqual(list(self.spec().args), arguments)
+
+    def test_the_program_is_found_from_here(self):
+        path = os.path.join(self.directory, "program")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write("#!/bin/sh\n")
+        os.chmod(path, 0o755)
+        self.run_it("fork", "--", "./program", cwd=self.directory)
+        self.assertEqual(os.path.normpath(self.spec().program), path)
+        self.assertEqual(self.spec().cwd, self.directory)
+        self.environment["PATH"] = self.directory
+        self.run_it("fork", "--cwd", "sub", "--", "program", cwd=self.directory)
+        self.assertEqual(self.spec().program, path)
+        self.assertEqual(self.spec().cwd, self.directory + "/sub")
+
+    def test_no_such_program(self):
+        self.assertOneError(self.run_it("fork", "--", "no-such-program", code=ERROR), "no-such-program", "PATH")
+        self.assertEqual(self.agent.requests, [])
+
+
+class PsTest(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.agent.add("worker", "k3", pid=42, queued_messages=7, last_sequence=99, dialect=child_pb2.DIALECT_NODE)
+        self.agent.add("", "x9", state=child_pb2.Child.STATE_EXITED)
+
+    def test_is_a_table(self):
+        lines = [line.split() for line in self.run_it("ps").lines]
+        self.assertEqual(lines[0], "NAME ID PID DIALECT STATE QUEUE LAST".split())
+        self.assertEqual(lines[1], "worker k3 42 node connected 7 99".split())
+        self.assertEqual(lines[2], "- x9 - deka exited 0 0".split())
+
+    def test_json_is_one_object_a_line(self):
+        children = [json.loads(line) for line in self.run_it("ps", "--json").lines]
+        self.assertEqual([child["name"] for child in children], [child.name for child in self.agent.children])
+        self.assertEqual(children[0]["queuedMessages"], "7")
+
+    def test_names_are_what_a_child_can_be_called(self):
+        self.agent.add("twice", "t1")
+        self.agent.add("twice", "t2")
+        self.assertEqual(self.run_it("ps", "--names").lines, ["worker", "x9", "t1", "t2"])
+
+
+class ChildTest(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.worker = self.agent.add("worker", "k3")
+
+    COMMANDS = (
+        ["wait"],
+        ["tail"],
+        ["attach"],
+        ["disconnect"],
+        ["send", "{}"],
+        ["send", "-"],
+        ["signal", "TERM"],
+    )
+
+    def test_an_unknown_child_is_3(self):
+        for command, *rest in self.COMMANDS:
+            with self.subTest(command):
+                self.assertOneError(self.run_it(command, "nobody", *rest, code=NO_SUCH_CHILD), "nobody")
+
+    def test_an_ambiguous_child_is_refused_with_the_candidates(self):
+        self.agent.add("worker", "x9")
+        for command, *rest in self.COMMANDS:
+            with self.subTest(command):
+                ended = self.run_it(command, "worker", *rest, code=ERROR)
+                self.assertOneError(ended, "agents/fake/children/k3", "agents/fake/children/x9")
+
+    def test_every_way_to_name_it(self):
+        for name in ("worker", "k3", "agents/fake/children/k3"):
+            self.run_it("send", name, "1")
+            self.assertEqual(self.agent.of(api.SendMessageRequest)[-1].child, self.worker.name)
+
+
+class WaitTest(TestCase):
+    def wait(self, expected, **status):
+        self.agent.add("w", exit_status=child_pb2.ExitStatus(**status))
+        return self.run_it("wait", "w", code=expected)
+
+    def test_a_code(self):
+        self.wait(3, code=3)
+
+    def test_zero(self):
+        self.assertEqual(self.wait(0, code=0).stderr, "")
+
+    def test_a_signal(self):
+        self.wait(137, signal=9)
+
+    def test_unknown(self):
+        self.assertOneError(self.wait(125, unknown_reason="it was reaped"), "it was reaped")
+
+    def test_waits_for_the_event(self):
+        self.agent.add("w")
+        self.agent.append("w", exited=event_pb2.Exited(status=child_pb2.ExitStatus(code=7)))
+        self.run_it("wait", "w", code=7)
+
+
+class SendTest(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.agent.add("w")
+
+    def test_the_message_is_not_touched(self):
+        for message in ("[1,2,3]", '{"a":"b"}', "-5", "1e999", '"\\ud800"', "null"):
+            self.run_it("send", "w", message)
+            self.assertEqual(self.agent.of(api.SendMessageRequest)[-1].json, message)
+
+    def test_a_refusal_is_1(self):
+        self.agent.refuse(
+            api.SendMessageRequest, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_JSON", "the message is\nnot JSON"
+        )
+        self.assertOneError(self.run_it("send", "w", "x", code=ERROR), "the message is not JSON")
+
+    def sent(self):
+        return [request.send.json for request in self.agent.of(api.AttachRequest) if request.HasField("send")]
+
+    def test_lines(self):
+        self.run_it("send", "w", "-", text="1\n2\n3")
+        self.assertEqual(self.sent(), ["1", "2", "3"])
+
+    def test_no_lines(self):
+        self.run_it("send", "w", "-", text="")
+        self.assertEqual(self.sent(), [])
+
+    def test_many_lines(self):
+        lines = [str(number) for number in range(5000)]
+        self.run_it("send", "w", "-", text="\n".join(lines))
+        self.assertEqual(self.sent(), lines)
+
+    def test_a_refused_line_is_named_and_the_last(self):
+        ended = self.run_it("send", "w", "-", text="1\nbad\n3\n", code=ERROR)
+        self.assertOneError(ended, "line 2: the message is not JSON")
+
+
+class TailTest(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.agent.add("w", "k3")
+
+    def end(self, reason):
+        self.agent.fin = reason
+
+    def request(self):
+        return self.agent.of(api.ObserveRequest)[-1]
+
+    def test_every_flag_arrives(self):
+        self.end(api.Fin.REASON_DURATION)
+        self.run_it(
+            "tail", "w", "--from", "last:3", "--direction", "from", "--kind", "message", "--kind", "exited",
+            "--max-events", "9", "--for", "1.5s",
+        )  # fmt: skip
+        observation = self.request().observation
+        self.assertEqual(list(self.request().filter.children), ["w"])
+        self.assertEqual(observation.start.last, 3)
+        self.assertEqual(observation.direction, event_pb2.DIRECTION_FROM_CHILD)
+        self.assertEqual(list(observation.kinds), [event_pb2.EVENT_KIND_MESSAGE, event_pb2.EVENT_KIND_EXITED])
+        self.assertEqual(observation.events_max, 9)
+        self.assertEqual(observation.duration.ToMilliseconds(), 1500)
+        self.assertTrue(observation.until_closed)
+
+    def test_starts(self):
+        self.end(api.Fin.REASON_DURATION)
+        for word, start in (
+            ("latest", api.ObserveStart(latest=True)),
+            ("earliest", api.ObserveStart(earliest=True)),
+            ("after:fake/5/2", api.ObserveStart(after=event_pb2.Cursor(agent="fake", epoch=5, sequence=2))),
+        ):
+            self.run_it("tail", "--for", "1h", "--from", word)
+            self.assertEqual(self.request().observation.start, start)
+
+    def test_a_direction_means_messages(self):
+        self.end(api.Fin.REASON_DURATION)
+        self.run_it("tail", "--for", "1h", "--direction", "to")
+        self.assertEqual(list(self.request().observation.kinds), [event_pb2.EVENT_KIND_MESSAGE])
+
+    def test_shows_events_and_where_to_go_on(self):
+        self.append_message("k3", '{"n":1}')
+        self.end(api.Fin.REASON_CLOSED)
+        ended = self.run_it("tail", "w")
+        self.assertEqual(ended.stdout, '00:00:00.000 w  from          {"n":1}\n')
+        self.assertOneError(ended, "closed", "--from after:fake/5/1 goes on here")
+
+    def test_json_has_the_message_as_a_value(self):
+        self.append_message("k3", '{"n":[1,"x"]}')
+        self.append_message("k3", "1e999")
+        self.agent.append("k3", output=event_pb2.Output(stream=1), text="hello")
+        self.end(api.Fin.REASON_CLOSED)
+        lines = self.run_it("tail", "w", "--json").lines
+        self.assertEqual(json.loads(lines[0])["message"], {"n": [1, "x"]})
+        self.assertTrue(lines[1].endswith('"message":1e999}'))
+        self.assertEqual(json.loads(lines[2])["text"], "hello")
+        self.assertEqual(len(lines), 3)
+
+    def test_a_gap_is_shown_and_4(self):
+        gap = event_pb2.Gap(
+            child="k3", from_child_sequence=1, to_child_sequence=4, to_sequence=8, reason=TURNED_OVER
+        )
+        self.agent.gaps.append(gap)
+        self.end(api.Fin.REASON_CLOSED)
+        ended = self.run_it("tail", "w", code=MISSED)
+        self.assertIn("missed        4 events, 1 to 4", ended.stdout)
+        self.assertIn("--from after:fake/5/8", ended.stdout)
+        told = json.loads(self.run_it("tail", "w", "--json", code=MISSED).lines[0])
+        self.assertEqual(told["cursor"], "fake/5/8")
+        self.assertEqual(told["gap"]["toChildSequence"], "4")
+
+    def test_an_agent_that_stops_is_1_with_a_cursor(self):
+        self.end(api.Fin.REASON_AGENT_STOPPING)
+        self.environment["DEKA_TARGET"] = self.agent.target
+        ended = self.run_it("tail", code=ERROR)
+        self.assertIn("--from after:fake/5/0", ended.stderr)
+
+    def interrupt(self, number):
+        self.append_message("k3", "1")
+        process = self.start("tail")
+        self.assertIn("from", process.stdout.readline())
+        process.send_signal(number)
+        ended = self.finish(process)
+        self.assertEqual(ended.code, COMPLETE, ended)
+        self.assertOneError(ended, "interrupted", "--from after:fake/5/1")
+
+    def test_ctrl_c_ends_it_with_a_cursor(self):
+        self.interrupt(signal.SIGINT)
+
+    def test_sigterm_ends_it_with_a_cursor(self):
+        self.interrupt(signal.SIGTERM)
+
+    def test_it_ends_when_nobody_reads_any_more(self):
+        self.append_message("k3", "1")
+        process = self.start("tail")
+        self.assertIn("from", process.stdout.readline())
+        process.stdout.close()
+        self.assertEqual(process.wait(DEADLINE_S), COMPLETE)
+
+    def on_terminal(self):
+        self.append_message("k3", "1")
+        self.end(api.Fin.REASON_CLOSED)
+        screen, terminal = pty.openpty()
+        self.run_it("tail", "w", stdout=terminal)
+        os.close(terminal)
+        shown = os.read(screen, 65536).decode()
+        os.close(screen)
+        return shown
+
+    def test_tells_a_terminal_how_to_end_it(self):
+        self.end(api.Fin.REASON_CLOSED)
+        screen, terminal = pty.openpty()
+        self.run_it("tail", "w", stderr=terminal)
+        os.close(terminal)
+        shown = b""
+        while b"goes on here" not in shown:
+            shown += os.read(screen, 65536)
+        os.close(screen)
+        self.assertIn(b"Ctrl-C ends it", shown)
+
+    def test_has_colors_on_a_terminal(self):
+        self.assertIn("\x1b[32mfrom", self.on_terminal())
+
+    def test_respects_no_color(self):
+        self.environment["NO_COLOR"] = "1"
+        self.assertNotIn("\x1b", self.on_terminal())
+
+
+class AttachTest(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.agent.add("w", "k3")
+
+    def sent(self):
+        return [request.send.json for request in self.agent.of(api.AttachRequest) if request.HasField("send")]
+
+    def test_shows_events_and_sends_lines(self):
+        self.append_message("k3", "41")
+        ended = self.run_it("attach", "w", text="1\n\n2")
+        self.assertEqual(ended.stdout, "00:00:00.000 w  from          41\n")
+        self.assertEqual(self.sent(), ["1", "2"])
+
+    def test_json(self):
+        self.append_message("k3", "41")
+        self.assertEqual(json.loads(self.run_it("attach", "w", "--json", text="1").stdout)["message"], 41)
+
+    def test_a_refused_line_fails_alone(self):
+        ended = self.run_it("attach", "w", text="1\nbad\n3\n", code=ERROR)
+        self.assertOneError(ended, "message 2: the message is not JSON")
+        self.assertEqual(self.sent(), ["1", "bad", "3"])
+
+    def test_many_lines(self):
+        lines = [str(number) for number in range(5000)]
+        self.run_it("attach", "w", text="\n".join(lines))
+        self.assertEqual(self.sent(), lines)
+
+    def test_ends_with_the_child(self):
+        self.agent.append("k3", closed=event_pb2.Closed())
+        process = self.start("attach", "w", stdin=subprocess.PIPE)
+        self.assertEqual(process.wait(DEADLINE_S), COMPLETE)
+        self.assertIn("closed", self.finish(process).stdout)
+
+    def test_a_gap_is_4(self):
+        self.agent.gaps.append(event_pb2.Gap(child="k3", to_child_sequence=2, to_sequence=2, reason=TURNED_OVER))
+        self.run_it("attach", "w", text="1", code=MISSED)
+
+    def test_ctrl_c_ends_it(self):
+        self.append_message("k3", "1")
+        process = self.start("attach", "w", stdin=subprocess.PIPE)
+        self.assertIn("from", process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        self.assertEqual(self.finish(process).code, COMPLETE)
+
+
+class DisconnectTest(TestCase):
+    def test_flushes(self):
+        self.agent.add("w")
+        self.run_it("disconnect", "w")
+        self.assertEqual(self.agent.of(api.DisconnectRequest)[-1].mode, api.DISCONNECT_MODE_FLUSH)
+
+    def test_now(self):
+        self.agent.add("w")
+        self.run_it("disconnect", "w", "--now")
+        self.assertEqual(self.agent.of(api.DisconnectRequest)[-1].mode, api.DISCONNECT_MODE_NOW)
+
+
+class SignalTest(TestCase):
+    def test_every_way_to_write_it(self):
+        self.agent.add("w")
+        for word in ("USR1", "SIGUSR1", "usr1", str(int(signal.SIGUSR1))):
+            self.run_it("signal", "w", word)
+            self.assertEqual(self.agent.of(api.SignalChildRequest)[-1].signal, signal.SIGUSR1)
+
+
+class CompletionTest(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.agent.add("worker", "k3")
+        self.agent.add("", "x9")
+
+    def complete(self, line):
+        """What bash offers for this line."""
+        script = f"""
+            compopt() {{ :; }}
+            source <(dekactl completion bash)
+            COMP_LINE=$1 COMP_POINT=${{#1}}
+            _dekactl
+            [[ ${{#COMPREPLY[@]}} -eq 0 ]] || printf '%s\\n' "${{COMPREPLY[@]}}"
+        """
+        command = ["bash", "--norc", "--noprofile", "-c", script, "bash", line]
+        done = subprocess.run(
+            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=DEADLINE_S
+        )
+        self.assertEqual(done.stderr, "")
+        return done.stdout.splitlines()
+
+    def test_commands(self):
+        self.assertEqual(
+            self.complete("dekactl "),
+            "fork ps wait send tail attach disconnect signal completion".split(),
+        )
+        self.assertEqual(self.complete("dekactl se"), ["send"])
+        self.assertEqual(self.complete("dekactl --t"), ["--target"])
+
+    def test_children_are_asked_from_the_agent(self):
+        for command in ("wait", "send", "tail", "attach", "disconnect", "signal"):
+            self.assertEqual(self.complete(f"dekactl {command} "), ["worker", "x9"], command)
+        self.assertEqual(self.complete("dekactl tail worker --json x"), ["x9"])
+        self.assertEqual(self.complete("dekactl wait worker "), [])
+
+    def test_children_of_the_target_on_the_line(self):
+        self.environment["DEKA_TARGET"] = "unix:/nowhere"
+        self.assertEqual(self.complete(f"dekactl --target {self.agent.target} wait w"), ["worker"])
+        self.assertEqual(self.complete("dekactl wait w"), [])
+
+    def test_options_and_their_words(self):
+        self.assertEqual(self.complete("dekactl tail --d"), ["--direction"])
+        self.assertEqual(self.complete("dekactl tail --direction "), ["from", "to"])
+        self.assertEqual(self.complete("dekactl tail --kind me"), ["message"])
+        self.assertEqual(self.complete("dekactl tail --from la"), ["latest", "last:"])
+        self.assertEqual(self.complete("dekactl fork --dialect "), ["deka", "node"])
+        self.assertEqual(self.complete("dekactl signal worker TER"), ["TERM"])
+        self.assertEqual(self.complete("dekactl completion "), ["bash", "zsh"])
+        self.assertEqual(self.complete("dekactl disconnect worker --n"), ["--now"])
+
+    def test_programs_and_directories(self):
+        self.assertIn("bash", self.complete("dekactl fork --name w -- bas"))
+        self.assertIn("/usr", self.complete("dekactl fork --cwd /us"))
+
+    def test_zsh_reads_it(self):
+        script = self.run_it("completion", "zsh").stdout
+        self.assertTrue(script.startswith("#compdef dekactl\n"))
+        zsh = shutil.which("zsh")
+        if zsh is None:
+            self.skipTest("there is no zsh")
+        test = (
+            "autoload -U compinit; compinit -u -D; source <(dekactl completion zsh); "
+            "_dekactl_candidates dekactl wait; _dekactl_candidates dekactl tail --direction"
+        )
+        done = subprocess.run(
+            [zsh, "-f", "-c", test],
+            env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=DEADLINE_S,
+        )  # fmt: skip
+        self.assertIn("worker\nx9\n", done.stdout)
+        self.assertTrue(done.stdout.endswith("from\nto\n"), done.stdout)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=[sys.argv[0], "-v", *sys.argv[1:]])
