@@ -78,10 +78,10 @@ class Cancellation {
 class Agent {
  public:
   struct Options {
-    std::string id;  // [a-z0-9][a-z0-9-]{0,62}; empty: the host's name, made to fit
-    Limits limits;
-    std::optional<unsigned long>
-        descriptors_soft_max;  // RLIMIT_NOFILE that children get; unset: the agent's own
+    std::string id = {};  // [a-z0-9][a-z0-9-]{0,62}; empty: the host's name, made to fit
+    Limits limits = {};
+    std::optional<unsigned long> descriptors_soft_max =
+        {};  // RLIMIT_NOFILE that children get; unset: the agent's own
   };
 
   // INVALID_ARGUMENT if the id is malformed or limits do not fit each other; the message names the
@@ -97,8 +97,8 @@ class Agent {
   // --- In process, on the loop's thread. ---
 
   struct Description {
-    std::string display_name;
-    std::map<std::string, std::string> labels;
+    std::string display_name = {};
+    std::map<std::string, std::string> labels = {};
     size_t log_bytes_max = 0;  // 0: the agent's
   };
 
@@ -128,7 +128,7 @@ class Agent {
     bool wait_for_room = false;
     // Called on the loop's thread when the message is in the queue: the time to take the next of a
     // pipelined stream. Not called if it is refused.
-    absl::AnyInvocable<void()> on_accepted;
+    absl::AnyInvocable<void()> on_accepted = {};
   };
   // Calls for one child take effect in the order they are made. The cancellation may be dropped at
   // any time.
@@ -152,8 +152,9 @@ class Agent {
 
  private:
   class Impl;
-  explicit Agent(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  class Sending;
+  explicit Agent(std::shared_ptr<Impl> impl);
+  std::shared_ptr<Impl> impl_;  // a request that is under way holds it only while it runs
 };
 
 }  // namespace deka::agent

@@ -1,0 +1,691 @@
+#include "agent/agent.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "agent/testing.h"
+#include "ipc/error.h"
+#include "ipc/testing.h"
+
+namespace deka::agent {
+namespace {
+
+using ipc::Reason;
+using ipc::ReasonOf;
+using ipc::RunUntil;
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+const Caller kCaller = {.principal = "uid:7", .client = "test/1"};
+
+// Children are shell scripts on descriptor 3, in dialect deka.
+constexpr char kEcho[] = R"(while read -r line <&3; do printf '%s\n' "$line" >&3; done)";
+
+std::string Say(std::string_view json) {
+  return "printf '%s\\n' '{\"cmd\":\"NODE_HANDLE\",\"msg\":" + std::string(json) + "}' >&3; ";
+}
+
+class AgentTest : public testing::Test {
+ protected:
+  AgentTest() { Create({}); }
+
+  void Create(Limits limits) {
+    agent_.reset();
+    auto agent = Agent::Create(loop_, {.id = "host", .limits = limits});
+    ASSERT_TRUE(agent.ok()) << agent.status();
+    agent_ = *std::move(agent);
+  }
+
+  // Runs the loop until `call` is answered.
+  template <typename T, typename Call>
+  absl::StatusOr<T> Answer(Call call) {
+    auto answer = std::make_shared<std::optional<absl::StatusOr<T>>>();
+    call([answer](absl::StatusOr<T> result) {
+      EXPECT_FALSE(answer->has_value());
+      *answer = std::move(result);
+    });
+    EXPECT_FALSE(answer->has_value()) << "answered inside of the call";
+    if (!RunUntil(loop_, [&] { return answer->has_value(); })) {
+      return absl::InternalError("no answer");
+    }
+    return std::move(**answer);
+  }
+
+  absl::StatusOr<v1::ForkChildResponse> Fork(v1::ChildSpec spec, std::string request_id = {}) {
+    v1::ForkChildRequest request;
+    request.set_parent("agents/-");
+    *request.mutable_spec() = std::move(spec);
+    request.set_request_id(std::move(request_id));
+    return Answer<v1::ForkChildResponse>(
+        [&](auto done) { agent_->ForkChild(request, kCaller, std::move(done)); });
+  }
+
+  static v1::ChildSpec Script(std::string script, std::string display_name = {}) {
+    v1::ChildSpec spec;
+    spec.set_program("/bin/sh");
+    spec.add_args("-c");
+    spec.add_args(std::move(script));
+    spec.set_display_name(std::move(display_name));
+    return spec;
+  }
+
+  v1::Child ForkScript(std::string script, std::string display_name = {}) {
+    const auto response = Fork(Script(std::move(script), std::move(display_name)));
+    EXPECT_TRUE(response.ok()) << response.status();
+    return response.ok() ? response->child() : v1::Child();
+  }
+
+  absl::StatusOr<v1::Child> Get(std::string name) {
+    v1::GetChildRequest request;
+    request.set_name(std::move(name));
+    auto response = Answer<v1::GetChildResponse>(
+        [&](auto done) { agent_->GetChild(request, std::move(done)); });
+    if (!response.ok()) return response.status();
+    return response->child();
+  }
+
+  absl::StatusOr<v1::ListChildrenResponse> List(v1::ListChildrenRequest request = {}) {
+    request.set_parent("agents/host");
+    return Answer<v1::ListChildrenResponse>(
+        [&](auto done) { agent_->ListChildren(request, std::move(done)); });
+  }
+
+  absl::StatusOr<v1::SendMessageResponse> Send(v1::SendMessageRequest request) {
+    return Answer<v1::SendMessageResponse>(
+        [&](auto done) { agent_->SendMessage(request, kCaller, {}, std::move(done)); });
+  }
+
+  static v1::SendMessageRequest Message(const v1::Child& child, std::string json,
+                                        std::string request_id = {}) {
+    v1::SendMessageRequest request;
+    request.set_child(child.name());
+    request.set_json(std::move(json));
+    request.set_request_id(std::move(request_id));
+    return request;
+  }
+
+  absl::StatusOr<v1::DisconnectResponse> Disconnect(const v1::Child& child) {
+    v1::DisconnectRequest request;
+    request.set_child(child.name());
+    return Answer<v1::DisconnectResponse>(
+        [&](auto done) { agent_->Disconnect(request, kCaller, std::move(done)); });
+  }
+
+  absl::StatusOr<v1::SignalChildResponse> Signal(const v1::Child& child, int signal) {
+    v1::SignalChildRequest request;
+    request.set_child(child.name());
+    request.set_signal(signal);
+    return Answer<v1::SignalChildResponse>(
+        [&](auto done) { agent_->SignalChild(request, kCaller, std::move(done)); });
+  }
+
+  absl::StatusOr<std::unique_ptr<Observation>> Observe(v1::ObserveRequest request) {
+    request.set_parent("agents/-");
+    return Answer<std::unique_ptr<Observation>>(
+        [&](auto done) { agent_->Observe(request, std::move(done)); });
+  }
+
+  // All events of these children from their start, until the last of them has closed.
+  Shown WholeStory(const std::vector<v1::Child>& children) {
+    v1::ObserveRequest request;
+    for (const v1::Child& child : children) request.mutable_filter()->add_children(child.name());
+    request.mutable_observation()->mutable_start()->set_earliest(true);
+    request.mutable_observation()->set_until_closed(true);
+    auto observation = Observe(request);
+    EXPECT_TRUE(observation.ok()) << observation.status();
+    Shown shown;
+    if (!observation.ok()) return shown;
+    EXPECT_TRUE(
+        RunUntil(loop_, [&] { return TakeAll(**observation, shown) == Observation::Next::kEnd; }));
+    EXPECT_EQ(shown.fin.reason(), v1::Fin::REASON_CLOSED);
+    return shown;
+  }
+
+  absl::StatusOr<v1::Child> WaitFor(const v1::Child& child, v1::Child::State state) {
+    absl::StatusOr<v1::Child> now = Get(child.name());
+    while (now.ok() && now->state() != state) now = Get(child.name());
+    return now;
+  }
+
+  void Stop(Agent::StopOptions options = {}) {
+    bool stopped = false;
+    agent_->Stop(options, [&] { stopped = true; });
+    ASSERT_TRUE(RunUntil(loop_, [&] { return stopped; }));
+  }
+
+  ipc::EventLoop loop_;
+  std::unique_ptr<Agent> agent_;
+};
+
+std::vector<v1::Event::KindCase> Kinds(const Shown& shown) {
+  std::vector<v1::Event::KindCase> kinds;
+  for (const v1::Event& event : shown.events) kinds.push_back(event.kind_case());
+  return kinds;
+}
+
+void ExpectReason(const absl::Status& status, Reason reason) {
+  EXPECT_EQ(ReasonOf(status), reason) << status;
+}
+
+TEST_F(AgentTest, AConversationIsRecordedInOrder) {
+  const auto forked = Fork(Script(kEcho, "echo"));
+  ASSERT_TRUE(forked.ok()) << forked.status();
+  const v1::Child& child = forked->child();
+  EXPECT_THAT(child.name(), testing::StartsWith("agents/host/children/"));
+  EXPECT_EQ(child.display_name(), "echo");
+  EXPECT_EQ(child.state(), v1::Child::STATE_CONNECTED);
+  EXPECT_EQ(child.dialect(), v1::DIALECT_DEKA);
+  EXPECT_FALSE(child.dialect_reason().empty());
+  EXPECT_GT(child.pid(), 0);
+
+  const auto sent = Send(Message(child, R"({"a":1})"));
+  ASSERT_TRUE(sent.ok()) << sent.status();
+  EXPECT_EQ(sent->outcome(), v1::SEND_OUTCOME_WRITTEN);
+  // The answer comes before the end, so that it is not lost to the shell's buffers.
+  ASSERT_TRUE(RunUntil(loop_, [&] {
+    const auto now = Get(child.name());
+    return now.ok() && now->last_child_sequence() >= 3;
+  }));
+  ASSERT_TRUE(Disconnect(child).ok());
+
+  const Shown shown = WholeStory({child});
+  EXPECT_THAT(Kinds(shown),
+              ElementsAre(v1::Event::kStarted, v1::Event::kToChild, v1::Event::kFromChild,
+                          v1::Event::kDisconnected, v1::Event::kExited, v1::Event::kClosed));
+  ASSERT_EQ(shown.events.size(), 6u);
+  EXPECT_EQ(forked->cursor().sequence() + 1, shown.events[0].sequence());
+  EXPECT_EQ(shown.events[0].started().sender().principal(), "uid:7");
+  EXPECT_EQ(shown.events[1].sequence(), sent->sequence());
+  EXPECT_EQ(shown.events[1].to_child().sender().client(), "test/1");
+  EXPECT_EQ(shown.events[1].json(), R"({"a":1})");
+  EXPECT_EQ(shown.events[2].json(), R"({"a":1})");
+  EXPECT_EQ(shown.events[3].disconnected().by(), v1::Disconnected::BY_CALLER);
+  EXPECT_TRUE(shown.events[4].exited().status().has_code());
+  EXPECT_EQ(Get(child.name())->state(), v1::Child::STATE_CLOSED);
+}
+
+TEST_F(AgentTest, LastWordsComeBeforeTheExit) {
+  const v1::Child child =
+      ForkScript(Say("1") + "echo out; echo err >&2; " + Say("2") + "printf unfinished; exit 3");
+  const Shown shown = WholeStory({child});
+  ASSERT_GE(shown.events.size(), 8u);
+  EXPECT_EQ(shown.events.front().kind_case(), v1::Event::kStarted);
+  EXPECT_EQ(shown.events.back().kind_case(), v1::Event::kClosed);
+  const v1::Event& exited = shown.events[shown.events.size() - 2];
+  ASSERT_TRUE(exited.has_exited());
+  EXPECT_EQ(exited.exited().status().code(), 3);
+  EXPECT_FALSE(exited.exited().status().still_held());
+  EXPECT_THAT(shown.payloads(), testing::IsSupersetOf({"1", "2", "out", "err", "unfinished"}));
+}
+
+TEST_F(AgentTest, NamesMeanTheLiveChildElseTheLatest) {
+  const v1::Child first = ForkScript("exit 0", "twin");
+  ASSERT_TRUE(WaitFor(first, v1::Child::STATE_CLOSED).ok());
+  EXPECT_EQ(Get("twin")->name(), first.name());
+  const v1::Child second = ForkScript(kEcho, "twin");
+  EXPECT_EQ(Get("twin")->name(), second.name());
+  const v1::Child third = ForkScript(kEcho, "twin");
+  const auto ambiguous = Get("twin");
+  ExpectReason(ambiguous.status(), Reason::kChildAmbiguous);
+  const auto candidates = ipc::MetadataOf(ambiguous.status(), "candidates");
+  ASSERT_TRUE(candidates.has_value());
+  EXPECT_THAT(*candidates, HasSubstr(second.name()));
+  EXPECT_THAT(*candidates, HasSubstr(third.name()));
+  EXPECT_EQ(Get(second.name().substr(second.name().rfind('/') + 1))->name(), second.name());
+  ExpectReason(Get("nobody").status(), Reason::kChildNotFound);
+  ExpectReason(Get("agents/other/children/twin").status(), Reason::kChildNotFound);
+  ExpectReason(Get("a/b").status(), Reason::kInvalidArgument);
+  ExpectReason(Get("agents/-/children/-").status(), Reason::kInvalidArgument);
+}
+
+TEST_F(AgentTest, AForkIsRepeatedOnce) {
+  const auto first = Fork(Script(kEcho), "id-1");
+  ASSERT_TRUE(first.ok());
+  const auto again = Fork(Script(kEcho), "id-1");
+  ASSERT_TRUE(again.ok());
+  EXPECT_EQ(again->child().name(), first->child().name());
+  EXPECT_EQ(again->cursor().sequence(), first->cursor().sequence());
+  ExpectReason(Fork(Script("exit 1"), "id-1").status(), Reason::kRequestIdReused);
+  EXPECT_EQ(List()->children_size(), 1);
+  // What was refused is not remembered.
+  v1::ChildSpec missing = Script("");
+  missing.set_program("/no/such/program");
+  ExpectReason(Fork(missing, "id-2").status(), Reason::kProgramNotFound);
+  EXPECT_TRUE(Fork(Script(kEcho), "id-2").ok());
+}
+
+TEST_F(AgentTest, ForkIdsAreForgottenBeyondTheirNumber) {
+  Create({.fork_request_ids_max = 1});
+  const auto first = Fork(Script(kEcho), "id-1");
+  ASSERT_TRUE(Fork(Script(kEcho), "id-2").ok());
+  ASSERT_TRUE(Fork(Script(kEcho), "id-3").ok());
+  const auto again = Fork(Script(kEcho), "id-1");
+  ASSERT_TRUE(first.ok() && again.ok());
+  EXPECT_NE(again->child().name(), first->child().name());
+}
+
+TEST_F(AgentTest, AForkThatFailsLeavesNoChild) {
+  v1::ChildSpec spec = Script("");
+  spec.set_program("/etc/passwd");
+  ExpectReason(Fork(spec).status(), Reason::kProgramNotExecutable);
+  EXPECT_EQ(List()->children_size(), 0);
+}
+
+TEST_F(AgentTest, MalformedForksAreRefused) {
+  const auto refused = [&](auto change) {
+    v1::ChildSpec spec = Script(kEcho);
+    change(spec);
+    ExpectReason(Fork(spec).status(), Reason::kInvalidArgument);
+  };
+  refused([](v1::ChildSpec& spec) { spec.clear_program(); });
+  refused([](v1::ChildSpec& spec) { spec.set_display_name("no spaces"); });
+  refused([](v1::ChildSpec& spec) { (*spec.mutable_labels())["k"] = std::string(64, 'x'); });
+  refused([](v1::ChildSpec& spec) { (*spec.mutable_env())["A=B"] = "x"; });
+  refused([](v1::ChildSpec& spec) { spec.set_kill_signal(1000); });
+  refused([](v1::ChildSpec& spec) { spec.mutable_limits()->set_message_bytes_max(-1); });
+  refused([](v1::ChildSpec& spec) { spec.mutable_limits()->set_queue_bytes_max(1 << 20); });
+  refused([](v1::ChildSpec& spec) { spec.add_args(std::string((1 << 20) + 1, 'x')); });
+  EXPECT_EQ(List()->children_size(), 0);
+}
+
+TEST_F(AgentTest, ChildrenAreLimited) {
+  Create({.children_max = 2});
+  ForkScript(kEcho);
+  const v1::Child second = ForkScript(kEcho);
+  ExpectReason(Fork(Script(kEcho)).status(), Reason::kChildrenLimit);
+  ASSERT_TRUE(Disconnect(second).ok());
+  ASSERT_TRUE(WaitFor(second, v1::Child::STATE_CLOSED).ok());
+  EXPECT_TRUE(Fork(Script(kEcho)).ok());
+}
+
+TEST_F(AgentTest, EndedChildrenAreForgottenTheOldestFirst) {
+  Create({.ended_children_max = 1});
+  const v1::Child first = ForkScript("exit 0");
+  ASSERT_TRUE(WaitFor(first, v1::Child::STATE_CLOSED).ok());
+  const v1::Child second = ForkScript("exit 0");
+  ASSERT_TRUE(WaitFor(second, v1::Child::STATE_CLOSED).ok());
+  ASSERT_TRUE(RunUntil(loop_, [&] { return !Get(first.name()).ok(); }));
+  ExpectReason(Get(first.name()).status(), Reason::kChildNotFound);
+  EXPECT_TRUE(Get(second.name()).ok());
+}
+
+TEST_F(AgentTest, EndedChildrenAreForgottenInTime) {
+  Create({.ended_child_kept_ms_max = std::chrono::milliseconds(1)});
+  const v1::Child child = ForkScript("exit 0");
+  ASSERT_TRUE(RunUntil(loop_, [&] { return !Get(child.name()).ok(); }));
+  EXPECT_EQ(List()->children_size(), 0);
+}
+
+TEST_F(AgentTest, ListsInPages) {
+  std::vector<std::string> names;
+  for (int i = 0; i < 5; ++i) names.push_back(ForkScript(kEcho, "n" + std::to_string(i)).name());
+  v1::ListChildrenRequest request;
+  request.set_page_size(2);
+  std::vector<std::string> listed;
+  std::optional<int64_t> sequence;
+  do {
+    const auto page = List(request);
+    ASSERT_TRUE(page.ok()) << page.status();
+    EXPECT_LE(page->children_size(), 2);
+    for (const v1::Child& child : page->children()) listed.push_back(child.name());
+    if (!sequence) sequence = page->cursor().sequence();
+    EXPECT_EQ(page->cursor().sequence(), *sequence);
+    request.set_page_token(page->next_page_token());
+    ForkScript("exit 0");
+  } while (!request.page_token().empty() && listed.size() < 5);
+  listed.resize(5);
+  EXPECT_EQ(listed, names);
+}
+
+TEST_F(AgentTest, PageTokensAreOfOneQuery) {
+  ForkScript(kEcho, "a");
+  ForkScript(kEcho, "b");
+  v1::ListChildrenRequest request;
+  request.set_page_size(1);
+  request.set_page_token(List(request)->next_page_token());
+  EXPECT_TRUE(List(request).ok());
+  v1::ListChildrenRequest other = request;
+  (*other.mutable_filter()->mutable_labels())["a"] = "b";
+  ExpectReason(List(other).status(), Reason::kPageTokenInvalid);
+  other = request;
+  other.mutable_page_token()->front() = 'f';
+  ExpectReason(List(other).status(), Reason::kPageTokenInvalid);
+  other.set_page_token("rubbish");
+  ExpectReason(List(other).status(), Reason::kPageTokenInvalid);
+}
+
+TEST_F(AgentTest, FiltersByNameLabelAndState) {
+  v1::ChildSpec spec = Script(kEcho, "a");
+  (*spec.mutable_labels())["tier"] = "web";
+  ASSERT_TRUE(Fork(spec).ok());
+  const v1::Child ended = ForkScript("exit 0", "b");
+  ASSERT_TRUE(WaitFor(ended, v1::Child::STATE_CLOSED).ok());
+  v1::ListChildrenRequest request;
+  (*request.mutable_filter()->mutable_labels())["tier"] = "web";
+  EXPECT_EQ(List(request)->children_size(), 1);
+  request.Clear();
+  request.mutable_filter()->add_states(v1::Child::STATE_CLOSED);
+  ASSERT_EQ(List(request)->children_size(), 1);
+  EXPECT_EQ(List(request)->children(0).name(), ended.name());
+  request.Clear();
+  request.mutable_filter()->add_children("b");
+  request.mutable_filter()->add_children(ended.name());
+  EXPECT_EQ(List(request)->children_size(), 1);
+  request.mutable_filter()->add_children("agents/-/children/-");
+  EXPECT_EQ(List(request)->children_size(), 2);
+  request.mutable_filter()->add_children("nobody");
+  ExpectReason(List(request).status(), Reason::kChildNotFound);
+}
+
+TEST_F(AgentTest, ASnapshotStandsBeforeWhatFollows) {
+  const v1::Child child = ForkScript(kEcho);
+  auto observation = Observe({});
+  ASSERT_TRUE(observation.ok()) << observation.status();
+  Shown shown;
+  EXPECT_EQ(TakeAll(**observation, shown), Observation::Next::kWait);
+  ASSERT_EQ(shown.children.size(), 1u);
+  EXPECT_EQ(shown.children[0].name(), child.name());
+  EXPECT_TRUE(shown.events.empty());
+  ASSERT_TRUE(Send(Message(child, "1")).ok());
+  const v1::Child later = ForkScript("exit 0");
+  ASSERT_TRUE(WaitFor(later, v1::Child::STATE_CLOSED).ok());
+  EXPECT_EQ(TakeAll(**observation, shown), Observation::Next::kWait);
+  ASSERT_FALSE(shown.events.empty());
+  EXPECT_EQ(shown.events[0].sequence(), shown.attached.head() + 1);
+  for (size_t i = 1; i < shown.events.size(); ++i) {
+    EXPECT_EQ(shown.events[i].sequence(), shown.events[i - 1].sequence() + 1);
+  }
+}
+
+TEST_F(AgentTest, ObservationsThatCannotBeAreRefused) {
+  v1::ObserveRequest request;
+  request.mutable_filter()->add_states(v1::Child::STATE_CLOSED);
+  ExpectReason(Observe(request).status(), Reason::kInvalidArgument);
+  request.Clear();
+  request.mutable_filter()->add_children("nobody");
+  ExpectReason(Observe(request).status(), Reason::kChildNotFound);
+  request.Clear();
+  request.mutable_observation()->set_until_closed(true);
+  ExpectReason(Observe(request).status(), Reason::kInvalidArgument);
+}
+
+TEST_F(AgentTest, ASendIsRepeatedOnce) {
+  const v1::Child child = ForkScript(kEcho);
+  const auto first = Send(Message(child, "1", "id"));
+  const auto again = Send(Message(child, "1", "id"));
+  ASSERT_TRUE(first.ok() && again.ok());
+  EXPECT_EQ(first->sequence(), again->sequence());
+  ExpectReason(Send(Message(child, "2", "id")).status(), Reason::kRequestIdReused);
+  v1::SendMessageRequest forgotten = Message(child, "1", "never seen");
+  forgotten.set_repeat(true);
+  ExpectReason(Send(forgotten).status(), Reason::kOutcomeUnknown);
+  forgotten.clear_request_id();
+  ExpectReason(Send(forgotten).status(), Reason::kInvalidArgument);
+}
+
+TEST_F(AgentTest, SendsThatCannotBeAreRefused) {
+  const v1::Child child = ForkScript(kEcho);
+  ExpectReason(Send(Message(child, "{")).status(), Reason::kInvalidJson);
+  ExpectReason(Send(Message(child, std::string(1 << 20, '1') + "1")).status(),
+               Reason::kMessageTooLarge);
+  ExpectReason(Send(Message(child, "1", std::string(65, 'x'))).status(), Reason::kInvalidArgument);
+  v1::SendMessageRequest odd = Message(child, "1");
+  odd.set_answer_when(static_cast<v1::SendOutcome>(9));
+  ExpectReason(Send(odd).status(), Reason::kInvalidArgument);
+
+  const v1::Child ended = ForkScript("exit 0");
+  ASSERT_TRUE(WaitFor(ended, v1::Child::STATE_CLOSED).ok());
+  ExpectReason(Send(Message(ended, "1")).status(), Reason::kChildExited);
+  v1::ChildSpec spec = Script("exec sleep 1000");
+  spec.set_no_channel(true);
+  const auto mute = Fork(spec);
+  ASSERT_TRUE(mute.ok());
+  ExpectReason(Send(Message(mute->child(), "1")).status(), Reason::kNoChannel);
+}
+
+TEST_F(AgentTest, AQueueThatIsFullRefusesAndTellsWhatWasNeverWritten) {
+  v1::ChildSpec spec = Script("exec sleep 1000");
+  spec.mutable_limits()->set_message_bytes_max(200'000);
+  spec.mutable_limits()->set_queue_bytes_max(400'000);
+  const auto forked = Fork(spec);
+  ASSERT_TRUE(forked.ok()) << forked.status();
+  v1::SendMessageRequest message = Message(forked->child(), std::string(150'000, '1'));
+  message.set_answer_when(v1::SEND_OUTCOME_ACCEPTED);
+  absl::StatusOr<v1::SendMessageResponse> sent;
+  int accepted = 0;
+  while ((sent = Send(message)).ok()) {
+    EXPECT_EQ(sent->outcome(), v1::SEND_OUTCOME_ACCEPTED);
+    ASSERT_LT(++accepted, 100);
+  }
+  ExpectReason(sent.status(), Reason::kQueueFull);
+  ASSERT_GT(accepted, 0);
+  ASSERT_TRUE(Signal(forked->child(), SIGKILL).ok());
+  const Shown shown = WholeStory({forked->child()});
+  int told = 0;
+  for (const v1::Event& event : shown.events) {
+    told += event.has_to_child() || event.has_undelivered();
+    if (event.has_exited()) {
+      EXPECT_EQ(event.exited().status().signal(), SIGKILL);
+    }
+  }
+  EXPECT_EQ(told, accepted);
+}
+
+TEST_F(AgentTest, ASendThatWaitsInTheQueueCanBeTakenBack) {
+  v1::ChildSpec spec = Script("exec sleep 1000");
+  const auto forked = Fork(spec);
+  ASSERT_TRUE(forked.ok());
+  // Fills the socket, so that what follows waits.
+  v1::SendMessageRequest filler = Message(forked->child(), std::string(1 << 20, '1'));
+  filler.set_answer_when(v1::SEND_OUTCOME_ACCEPTED);
+  ASSERT_TRUE(Send(filler).ok());
+  std::optional<absl::Status> outcome;
+  const auto cancellation = agent_->SendMessage(
+      Message(forked->child(), "2"), kCaller, {},
+      [&](absl::StatusOr<v1::SendMessageResponse> result) { outcome = result.status(); });
+  cancellation->Cancel(ipc::MakeError(Reason::kNotSentCancelled, "taken back"));
+  ASSERT_TRUE(RunUntil(loop_, [&] { return outcome.has_value(); }));
+  ExpectReason(*outcome, Reason::kNotSentCancelled);
+}
+
+TEST_F(AgentTest, SignalsAreRecordedBeforeTheyGo) {
+  const v1::Child child = ForkScript(kEcho);
+  const auto signalled = Signal(child, SIGTERM);
+  ASSERT_TRUE(signalled.ok()) << signalled.status();
+  const Shown shown = WholeStory({child});
+  ASSERT_GE(shown.events.size(), 3u);
+  EXPECT_TRUE(shown.events[1].has_signalled());
+  EXPECT_EQ(shown.events[1].sequence(), signalled->sequence());
+  EXPECT_EQ(shown.events[1].signalled().sender().principal(), "uid:7");
+  ExpectReason(Signal(child, SIGTERM).status(), Reason::kChildExited);
+  ExpectReason(Signal(child, 0).status(), Reason::kInvalidArgument);
+}
+
+TEST_F(AgentTest, ATimeoutSendsItsSignal) {
+  v1::ChildSpec spec = Script("exec sleep 1000");
+  spec.mutable_timeout()->set_nanos(1'000'000);
+  spec.set_kill_signal(SIGINT);
+  const auto forked = Fork(spec);
+  ASSERT_TRUE(forked.ok());
+  const Shown shown = WholeStory({forked->child()});
+  ASSERT_GE(shown.events.size(), 3u);
+  EXPECT_EQ(shown.events[1].signalled().signal(), SIGINT);
+  EXPECT_EQ(shown.events[1].signalled().sender().principal(), "agent");
+}
+
+// A parent in the same process.
+class Parent : public Child::Listener {
+ public:
+  void OnSpawn(Child&) override { heard += 'S'; }
+  void OnMessage(Child&, std::string_view json) override {
+    heard += 'm';
+    messages.emplace_back(json);
+  }
+  void OnDisconnect(Child&) override { heard += 'D'; }
+  void OnExit(Child&, const ipc::ExitStatus& status) override {
+    heard += 'X';
+    code = status.code;
+  }
+  void OnClose(Child&) override { heard += 'C'; }
+
+  std::string heard;
+  std::vector<std::string> messages;
+  std::optional<int> code;
+};
+
+TEST_F(AgentTest, AParentInProcessAndAnObserverSeeTheSame) {
+  Parent parent;
+  ipc::ForkOptions options;
+  options.program = "/bin/sh";
+  options.args = {"-c", kEcho};
+  const auto child = agent_->Fork(std::move(options), {.display_name = "own"}, &parent);
+  ASSERT_TRUE(child.ok()) << child.status();
+  EXPECT_EQ((*child)->display_name(), "own");
+  EXPECT_TRUE((*child)->connected());
+  const v1::Child seen = *Get((*child)->name());
+  std::optional<absl::Status> written;
+  ASSERT_TRUE((*child)->Send("[1]", [&](absl::Status status) { written = status; }).ok());
+  ASSERT_TRUE(RunUntil(loop_, [&] { return parent.messages.size() == 1 && written; }));
+  EXPECT_TRUE(written->ok()) << *written;
+  ASSERT_TRUE((*child)->Disconnect().ok());
+  ASSERT_TRUE(RunUntil(loop_, [&] { return parent.heard.find('C') != std::string::npos; }));
+  EXPECT_EQ(parent.heard, "SmDXC");
+  EXPECT_THAT(parent.messages, ElementsAre("[1]"));
+  const Shown shown = WholeStory({seen});
+  EXPECT_THAT(Kinds(shown),
+              ElementsAre(v1::Event::kStarted, v1::Event::kToChild, v1::Event::kFromChild,
+                          v1::Event::kDisconnected, v1::Event::kExited, v1::Event::kClosed));
+}
+
+TEST_F(AgentTest, AdoptsAChannelThatTheParentHas) {
+  int ends[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+  Parent parent;
+  const auto child =
+      agent_->Adopt(ends[0], /*pid=*/0, ipc::Dialect::kNode, {.display_name = "mine"}, &parent);
+  ASSERT_TRUE(child.ok()) << child.status();
+  const v1::Child seen = *Get("mine");
+  EXPECT_EQ(seen.pid(), 0);
+  ASSERT_EQ(write(ends[1], "{}\n", 3), 3);
+  ASSERT_TRUE(RunUntil(loop_, [&] { return !parent.messages.empty(); }));
+  close(ends[1]);
+  ASSERT_TRUE(RunUntil(loop_, [&] { return parent.heard.find('C') != std::string::npos; }));
+  EXPECT_THAT(parent.messages, ElementsAre("{}"));
+}
+
+TEST_F(AgentTest, StopsInOrder) {
+  const v1::Child polite = ForkScript(kEcho);
+  v1::ChildSpec mute_spec = Script("exec sleep 1000");
+  mute_spec.set_no_channel(true);
+  const v1::Child mute = Fork(mute_spec)->child();
+  const v1::Child stubborn =
+      ForkScript("trap '' TERM; " + Say("\"ready\"") + "while :; do sleep 1000; done");
+  // It has set its trap.
+  ASSERT_TRUE(RunUntil(loop_, [&] { return Get(stubborn.name())->last_child_sequence() >= 2; }));
+  v1::ObserveRequest request;
+  request.mutable_observation()->mutable_start()->set_earliest(true);
+  auto observation = Observe(request);
+  ASSERT_TRUE(observation.ok());
+
+  Stop({.disconnect_ms_max = std::chrono::milliseconds(100),
+        .terminate_ms_max = std::chrono::milliseconds(100),
+        .kill_ms_max = std::chrono::seconds(10)});
+  Shown shown;
+  EXPECT_EQ(TakeAll(**observation, shown), Observation::Next::kEnd);
+  EXPECT_EQ(shown.fin.reason(), v1::Fin::REASON_AGENT_STOPPING);
+  EXPECT_EQ(shown.fin.cursor().sequence(), shown.events.back().sequence());
+  const auto id = [](const v1::Child& child) {
+    return child.name().substr(child.name().rfind('/') + 1);
+  };
+  std::map<std::string, v1::ExitStatus> ends;
+  std::map<std::string, std::vector<int>> signals;
+  for (const v1::Event& event : shown.events) {
+    if (event.has_exited()) ends[event.child()] = event.exited().status();
+    if (event.has_signalled()) signals[event.child()].push_back(event.signalled().signal());
+    if (event.has_disconnected() && event.child() == id(polite)) {
+      EXPECT_EQ(event.disconnected().by(), v1::Disconnected::BY_AGENT);
+    }
+  }
+  EXPECT_TRUE(ends[id(polite)].has_code());
+  EXPECT_TRUE(signals[id(polite)].empty());
+  EXPECT_EQ(ends[id(mute)].signal(), SIGTERM);
+  EXPECT_EQ(ends[id(stubborn)].signal(), SIGKILL);
+  EXPECT_THAT(signals[id(stubborn)], ElementsAre(SIGTERM, SIGKILL));
+  ExpectReason(Get(polite.name()).status(), Reason::kAgentStopping);
+  ExpectReason(Fork(Script(kEcho)).status(), Reason::kAgentStopping);
+}
+
+TEST_F(AgentTest, StopsAtOnceWithoutChildren) { Stop(); }
+
+TEST_F(AgentTest, RequestsAreAnsweredThoughTheAgentIsGone) {
+  std::optional<absl::Status> outcome;
+  v1::GetChildRequest request;
+  request.set_name("x");
+  agent_->GetChild(request, [&](absl::StatusOr<v1::GetChildResponse> r) { outcome = r.status(); });
+  agent_.reset();
+  ASSERT_TRUE(RunUntil(loop_, [&] { return outcome.has_value(); }));
+  ExpectReason(*outcome, Reason::kAgentStopping);
+}
+
+TEST_F(AgentTest, TakesRequestsFromAnyThread) {
+  const v1::Child child = ForkScript(kEcho);
+  constexpr int kThreads = 4, kSends = 50;
+  std::atomic<int> answered = 0, good = 0;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < kSends; ++i) {
+        agent_->SendMessage(Message(child, std::to_string(t * kSends + i)), kCaller, {},
+                            [&](absl::StatusOr<v1::SendMessageResponse> result) {
+                              good += result.ok();
+                              ++answered;
+                            });
+      }
+    });
+  }
+  EXPECT_TRUE(RunUntil(loop_, [&] { return answered == kThreads * kSends; }));
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(good, kThreads * kSends);
+  // All came, each thread's in its order.
+  ASSERT_TRUE(RunUntil(loop_, [&] {
+    return Get(child.name())->last_child_sequence() >= 1 + 2 * kThreads * kSends;
+  }));
+  ASSERT_TRUE(Disconnect(child).ok());
+  std::map<int, int> last;
+  for (const v1::Event& event : WholeStory({child}).events) {
+    if (!event.has_to_child()) continue;
+    const int number = std::stoi(event.json());
+    const auto [place, fresh] = last.try_emplace(number / kSends, number);
+    if (!fresh) {
+      EXPECT_LT(std::exchange(place->second, number), number);
+    }
+  }
+  EXPECT_EQ(last.size(), static_cast<size_t>(kThreads));
+}
+
+TEST(AgentCreateTest, RefusesWhatDoesNotFit) {
+  ipc::EventLoop loop;
+  ExpectReason(Agent::Create(loop, {.id = "Upper"}).status(), Reason::kInvalidArgument);
+  ExpectReason(Agent::Create(loop, {.id = "a", .limits = {.message_bytes_max = 65 << 20}}).status(),
+               Reason::kInvalidArgument);
+  ExpectReason(Agent::Create(loop, {.id = "a", .limits = {.log_bytes_max = 1 << 20}}).status(),
+               Reason::kInvalidArgument);
+  const auto host = Agent::Create(loop, {});
+  ASSERT_TRUE(host.ok()) << host.status();
+  EXPECT_FALSE((*host)->id().empty());
+}
+
+}  // namespace
+}  // namespace deka::agent

@@ -1,0 +1,169 @@
+#include "agent/names.h"
+
+#include <sys/random.h>
+
+#include <algorithm>
+
+#include "agent/utf8.h"
+#include "fmt/format.h"
+#include "ipc/error.h"
+
+namespace deka::agent {
+namespace {
+
+bool IsLower(char c) { return c >= 'a' && c <= 'z'; }
+bool IsUpper(char c) { return c >= 'A' && c <= 'Z'; }
+bool IsDigit(char c) { return c >= '0' && c <= '9'; }
+bool IsIdCharacter(char c) { return IsLower(c) || IsDigit(c) || c == '-'; }
+
+// What a message may show of a name that can be anything.
+std::string Shown(std::string_view name) {
+  return name.size() <= 200 ? ToUtf8(name, 600) : ToUtf8(name.substr(0, 200), 600) + "...";
+}
+
+absl::Status Malformed(std::string_view name) {
+  return ipc::MakeError(
+      ipc::Reason::kInvalidArgument,
+      fmt::format(
+          "\"{}\" is no child's name. Give agents/AGENT/children/CHILD, an id, or a display "
+          "name.",
+          Shown(name)),
+      {{"name", Shown(name)}});
+}
+
+// The part of `name` behind `prefix`, up to the next `/`, which it is shortened to.
+bool TakePart(std::string_view& name, std::string_view prefix, std::string_view& part) {
+  if (!name.starts_with(prefix)) return false;
+  name.remove_prefix(prefix.size());
+  part = name.substr(0, name.find('/'));
+  name.remove_prefix(part.size());
+  return true;
+}
+
+}  // namespace
+
+bool IsId(std::string_view id) {
+  return !id.empty() && id.size() <= kNameBytesMax && id[0] != '-' &&
+         std::all_of(id.begin(), id.end(), IsIdCharacter);
+}
+
+bool IsDisplayName(std::string_view name) {
+  const auto letter_or_digit = [](char c) { return IsLower(c) || IsUpper(c) || IsDigit(c); };
+  return !name.empty() && name.size() <= kNameBytesMax && letter_or_digit(name[0]) &&
+         std::all_of(name.begin(), name.end(), [&](char c) {
+           return letter_or_digit(c) || c == '.' || c == '_' || c == '-';
+         });
+}
+
+std::string IdFromHost(std::string_view host) {
+  std::string id;
+  for (const char c : host) {
+    const char lower = IsUpper(c) ? static_cast<char>(c - 'A' + 'a') : c;
+    const char fit = IsIdCharacter(lower) ? lower : '-';
+    if (id.empty() && fit == '-') continue;
+    if (id.size() < kNameBytesMax) id += fit;
+  }
+  return id.empty() ? "localhost" : id;
+}
+
+std::string RandomId() {
+  constexpr std::string_view kCharacters = "abcdefghijklmnopqrstuvwxyz0123456789";
+  constexpr size_t kSize = 10;
+  std::string id;
+  while (id.size() < kSize) {
+    unsigned char bytes[16];
+    if (getrandom(bytes, sizeof(bytes), 0) < 0) continue;
+    for (const unsigned char byte : bytes) {
+      // Each character equally often: 252 is 7 * 36.
+      if (byte < 252 && id.size() < kSize) id += kCharacters[byte % kCharacters.size()];
+    }
+  }
+  return id;
+}
+
+std::string ChildName(std::string_view agent, std::string_view child) {
+  return fmt::format("agents/{}/children/{}", agent, child);
+}
+
+absl::StatusOr<std::string> ParseChildName(std::string_view name, std::string_view agent,
+                                           Wildcard wildcard) {
+  std::string_view child = name;
+  if (name.find('/') != std::string_view::npos) {
+    std::string_view rest = name, named_agent;
+    if (!TakePart(rest, "agents/", named_agent) || !TakePart(rest, "/children/", child) ||
+        !rest.empty() || (named_agent != "-" && !IsId(named_agent))) {
+      return Malformed(name);
+    }
+    if (child == "-" && wildcard == Wildcard::kAccepted) return std::string(child);
+    if (!IsDisplayName(child)) return Malformed(name);
+    if (named_agent != "-" && named_agent != agent) {
+      return ipc::MakeError(
+          ipc::Reason::kChildNotFound,
+          fmt::format("{} is a child of another agent; this is agent {}.", name, agent),
+          {{"agent", std::string(agent)}, {"name", std::string(name)}});
+    }
+    return std::string(child);
+  }
+  // An id is a display name, too, as far as its characters go.
+  if (!IsDisplayName(child)) return Malformed(name);
+  return std::string(child);
+}
+
+absl::Status ValidateParent(std::string_view parent, std::string_view agent) {
+  std::string_view rest = parent, named_agent;
+  if (!TakePart(rest, "agents/", named_agent) || !rest.empty() ||
+      (named_agent != "-" && !IsId(named_agent))) {
+    return InvalidField("parent", fmt::format("is \"{}\"; it must be agents/{} or agents/-.",
+                                              Shown(parent), agent));
+  }
+  if (named_agent != "-" && named_agent != agent) {
+    return InvalidField("parent",
+                        fmt::format("names agent {}; this is agent {}.", named_agent, agent));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status InvalidField(std::string_view field, std::string_view what) {
+  return ipc::MakeError(ipc::Reason::kInvalidArgument, fmt::format("`{}` {}", field, what),
+                        {{"field", std::string(field)}});
+}
+
+absl::Status ValidateDisplayName(std::string_view name) {
+  if (name.empty() || IsDisplayName(name)) return absl::OkStatus();
+  return InvalidField("display_name",
+                      fmt::format("is \"{}\"; it may have at most {} letters, digits, `.`, `_` and "
+                                  "`-`, and begins with a letter or digit.",
+                                  Shown(name), kNameBytesMax));
+}
+
+absl::Status ValidateLabels(const std::map<std::string, std::string>& labels) {
+  if (labels.size() > kLabelsMax) {
+    return InvalidField("labels", fmt::format("has {} entries; at most {} are allowed.",
+                                              labels.size(), kLabelsMax));
+  }
+  for (const auto& [key, value] : labels) {
+    if (key.empty()) return InvalidField("labels", "has an empty key.");
+    if (key.size() > kNameBytesMax || value.size() > kNameBytesMax) {
+      return InvalidField("labels", fmt::format("\"{}\": keys and values have at most {} bytes.",
+                                                Shown(key), kNameBytesMax));
+    }
+    if (!IsUtf8(key) || !IsUtf8(value)) {
+      return InvalidField("labels", fmt::format("\"{}\" is not UTF-8.", Shown(key)));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ValidateRequestId(std::string_view id) {
+  if (id.size() <= kRequestIdBytesMax) return absl::OkStatus();
+  return InvalidField("request_id", fmt::format("has {} bytes; at most {} are allowed.", id.size(),
+                                                kRequestIdBytesMax));
+}
+
+absl::Status ValidateClient(std::string_view client) {
+  if (client.size() <= kClientBytesMax) return absl::OkStatus();
+  return InvalidField("client", fmt::format("has {} bytes; at most {} are allowed.", client.size(),
+                                            kClientBytesMax));
+}
+
+}  // namespace deka::agent

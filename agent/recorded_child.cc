@@ -1,0 +1,685 @@
+#include "agent/recorded_child.h"
+
+#include <utility>
+
+#include "agent/fingerprint.h"
+#include "agent/names.h"
+#include "agent/utf8.h"
+#include "fmt/format.h"
+#include "ipc/error.h"
+
+namespace deka::agent {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr size_t kErrorTextBytesMax = 2048;
+
+std::string ReasonOrInternal(const absl::Status& status) {
+  return std::string(ipc::ReasonName(ipc::ReasonOf(status).value_or(ipc::Reason::kInternal)));
+}
+
+std::string TextOf(const absl::Status& status) {
+  return ToUtf8({status.message().data(), status.message().size()}, kErrorTextBytesMax);
+}
+
+v1::ExitStatus ExitStatusOf(const ipc::ExitStatus& status) {
+  v1::ExitStatus proto;
+  if (status.code) {
+    proto.set_code(*status.code);
+  } else if (status.signal) {
+    proto.set_signal(*status.signal);
+  } else {
+    proto.set_unknown_reason(ToUtf8(status.unknown_reason, kErrorTextBytesMax));
+  }
+  proto.set_still_held(!status.drained);
+  return proto;
+}
+
+}  // namespace
+
+v1::Sender OwnSender() {
+  v1::Sender sender;
+  sender.set_principal("agent");
+  return sender;
+}
+
+void QueueBudget::Change(size_t before, size_t now) {
+  bytes_ += now - before;
+  if (now >= before) return;
+  // Who still has to wait stands in line again.
+  for (size_t count = waiting_.size(); count > 0 && !waiting_.empty(); --count) {
+    RecordedChild* const child = waiting_.front();
+    waiting_.pop_front();
+    child->TryWaiting();
+  }
+}
+
+void QueueBudget::Wait(RecordedChild& child) {
+  if (std::find(waiting_.begin(), waiting_.end(), &child) == waiting_.end()) {
+    waiting_.push_back(&child);
+  }
+}
+
+void QueueBudget::Forget(RecordedChild& child) { waiting_.remove(&child); }
+
+class RecordedChild::Call {
+ public:
+  Call(v1::SendOutcome answer_when, absl::AnyInvocable<void()> on_accepted,
+       Answer<v1::SendMessageResponse> answer)
+      : answer_when_(answer_when == v1::SEND_OUTCOME_ACCEPTED ? v1::SEND_OUTCOME_ACCEPTED
+                                                              : v1::SEND_OUTCOME_WRITTEN),
+        on_accepted_(std::move(on_accepted)),
+        answer_(std::move(answer)) {}
+
+  bool answered() const { return answered_; }
+
+  // The message is in the queue. True if this was the answer.
+  bool OnAccepted() {
+    if (on_accepted_) std::exchange(on_accepted_, nullptr)();
+    if (answer_when_ != v1::SEND_OUTCOME_ACCEPTED) return false;
+    v1::SendMessageResponse response;
+    response.set_outcome(v1::SEND_OUTCOME_ACCEPTED);
+    Give(std::move(response));
+    return true;
+  }
+
+  // The last byte of the message is in the socket.
+  void OnWritten(int64_t sequence) {
+    v1::SendMessageResponse response;
+    response.set_outcome(v1::SEND_OUTCOME_WRITTEN);
+    response.set_sequence(sequence);
+    Give(std::move(response));
+  }
+
+  void Fail(const absl::Status& status) { Give(status); }
+
+ private:
+  friend class RecordedChild;
+
+  void Give(absl::StatusOr<v1::SendMessageResponse> result) {
+    if (std::exchange(answered_, true)) return;
+    on_accepted_ = nullptr;
+    answer_(std::move(result));
+  }
+
+  const v1::SendOutcome answer_when_;
+  absl::AnyInvocable<void()> on_accepted_;
+  Answer<v1::SendMessageResponse> answer_;
+  bool answered_ = false;
+  std::weak_ptr<Message> message_;
+};
+
+class RecordedChild::Message {
+ public:
+  enum class State { kWaiting, kQueued, kFinished };
+
+  State state = State::kWaiting;
+  std::string key;  // {principal, request id}; empty without an id
+  uint64_t fingerprint = 0;
+  std::string json;  // while it waits for room
+  v1::Sender sender;
+  std::string request_id;
+  uint64_t tag = 0;       // while it is queued
+  bool promised = false;  // a caller was told that it is accepted: it cannot be taken back
+  int64_t sequence = 0;   // of its event, once finished
+  absl::Status outcome;   // once finished: OK if it was written
+  Clock::time_point finished_at;
+  std::vector<std::shared_ptr<Call>> calls;  // that wait for the outcome
+  absl::AnyInvocable<void(absl::Status)> on_written;
+};
+
+RecordedChild::RecordedChild(const Environment& environment, Description description,
+                             std::shared_ptr<Log> log, Child::Listener* listener)
+    : environment_(environment),
+      description_(std::move(description)),
+      log_(std::move(log)),
+      listener_(listener) {}
+
+RecordedChild::~RecordedChild() {
+  environment_.queues.Forget(*this);
+  environment_.queues.Change(queued_bytes_, 0);
+}
+
+absl::Status RecordedChild::Fork(ipc::ForkOptions options, std::chrono::milliseconds timeout,
+                                 const v1::Sender& sender) {
+  const int kill_signal = options.kill_signal;
+  options.channel.debug_name = description_.id;
+  has_channel_ = options.ipc;
+  start_time_ = std::chrono::system_clock::now();
+  absl::StatusOr<std::unique_ptr<ipc::ChildProcess>> process =
+      ipc::ChildProcess::Fork(environment_.loop, std::move(options), *this);
+  if (!process.ok()) return process.status();
+  process_ = *std::move(process);
+  if (has_channel_) {
+    dialect_ = agent::ToProto(process_->dialect());
+    dialect_reason_ = process_->dialect_reason();
+  }
+  RecordStarted(sender);
+  if (timeout.count() > 0) {
+    timeout_ = std::make_unique<ipc::Timer>(environment_.loop);
+    timeout_->Start(
+        timeout,
+        // A child that has just ended needs no signal.
+        [this, kill_signal] { (void)Signal(kill_signal, OwnSender()); },
+        /*referenced=*/false);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RecordedChild::Adopt(int socket, pid_t pid, ipc::Channel::Options options,
+                                  const v1::Sender& sender) {
+  options.debug_name = description_.id;
+  const ipc::Dialect dialect = options.dialect;
+  has_channel_ = true;
+  start_time_ = std::chrono::system_clock::now();
+  absl::StatusOr<std::unique_ptr<ipc::ChildProcess>> process =
+      ipc::ChildProcess::Adopt(environment_.loop, socket, pid, std::move(options), *this);
+  if (!process.ok()) return process.status();
+  process_ = *std::move(process);
+  dialect_ = agent::ToProto(dialect);
+  dialect_reason_ = "given with the channel that was adopted";
+  RecordStarted(sender);
+  return absl::OkStatus();
+}
+
+void RecordedChild::RecordStarted(const v1::Sender& sender) {
+  pid_ = process_->pid();
+  v1::Started started;
+  *started.mutable_child() = ToProto();
+  *started.mutable_sender() = sender;
+  Stage(v1::Event::kStarted, started);
+  environment_.log.Commit();
+}
+
+std::string RecordedChild::name() const {
+  return ChildName(environment_.log.agent(), description_.id);
+}
+
+bool RecordedChild::connected() const { return process_ != nullptr && process_->connected(); }
+
+absl::StatusOr<ipc::Channel::Accepted> RecordedChild::Send(
+    std::string_view json, absl::AnyInvocable<void(absl::Status)> on_written) {
+  auto message = std::make_shared<Message>();
+  message->sender = OwnSender();
+  message->on_written = std::move(on_written);
+  return Enqueue(message, json);
+}
+
+absl::Status RecordedChild::Disconnect() {
+  if (!has_channel_) return NoChannelError();
+  const bool first = connected();
+  if (process_ == nullptr) return ChannelClosedError();
+  if (absl::Status status = process_->Disconnect(); !status.ok()) return status;
+  if (first) {
+    disconnected_by_ = v1::Disconnected::BY_CALLER;
+    disconnected_sender_ = OwnSender();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RecordedChild::Kill(int signal) { return Signal(signal, OwnSender()).status(); }
+
+std::shared_ptr<RecordedChild::Call> RecordedChild::SendMessage(
+    v1::SendMessageRequest request, const v1::Sender& sender, Agent::SendOptions options,
+    Answer<v1::SendMessageResponse> answer) {
+  auto call = std::make_shared<Call>(request.answer_when(), std::move(options.on_accepted),
+                                     std::move(answer));
+  auto message = std::make_shared<Message>();
+  if (!request.request_id().empty()) {
+    message->key = fmt::format("{}\n{}", sender.principal(), request.request_id());
+    message->fingerprint = Fingerprint(request.json());
+    if (const std::shared_ptr<Message> first = Remembered(message->key)) {
+      if (first->fingerprint == message->fingerprint) {
+        Repeat(first, call);
+      } else {
+        call->Fail(ipc::MakeError(
+            ipc::Reason::kRequestIdReused,
+            fmt::format("the request id {} was used for another message to {}; give a fresh one",
+                        request.request_id(), name()),
+            {{"request_id", request.request_id()}}));
+      }
+      return call;
+    }
+    if (request.repeat()) {
+      call->Fail(ipc::MakeError(
+          ipc::Reason::kOutcomeUnknown,
+          fmt::format(
+              "the request id {} is not remembered for {} (any more): nothing was sent now; "
+              "look at the child's events before sending it again under a fresh id",
+              request.request_id(), name()),
+          {{"request_id", request.request_id()}}));
+      return call;
+    }
+  }
+  message->sender = sender;
+  message->request_id = std::move(*request.mutable_request_id());
+  message->calls.push_back(call);
+  call->message_ = message;
+
+  // Nothing overtakes what waits for room.
+  absl::Status refused = waiting_.empty() || !has_open_channel()
+                             ? Enqueue(message, request.json()).status()
+                             : QueueFullError();
+  if (options.wait_for_room && ipc::ReasonOf(refused) == ipc::Reason::kQueueFull) {
+    message->json = std::move(*request.mutable_json());
+    waiting_.push_back(message);
+    WaitForBudget();
+    refused = absl::OkStatus();
+  }
+  if (!refused.ok()) {
+    call->Fail(refused);
+    return call;
+  }
+  if (!message->key.empty()) remembered_[message->key] = message;
+  if (message->state == Message::State::kQueued) TellAccepted(message);
+  return call;
+}
+
+std::shared_ptr<RecordedChild::Message> RecordedChild::Remembered(const std::string& key) {
+  ForgetOldMessages();
+  const auto found = remembered_.find(key);
+  return found == remembered_.end() ? nullptr : found->second;
+}
+
+void RecordedChild::Repeat(const std::shared_ptr<Message>& message,
+                           const std::shared_ptr<Call>& call) {
+  switch (message->state) {
+    case Message::State::kQueued:
+      if (call->OnAccepted()) {
+        message->promised = true;
+        return;
+      }
+      [[fallthrough]];
+    case Message::State::kWaiting:
+      call->message_ = message;
+      message->calls.push_back(call);
+      return;
+    case Message::State::kFinished:
+      if (!message->outcome.ok()) {
+        call->Fail(message->outcome);
+      } else if (!call->OnAccepted()) {
+        call->OnWritten(message->sequence);
+      }
+      return;
+  }
+}
+
+absl::StatusOr<ipc::Channel::Accepted> RecordedChild::Enqueue(
+    const std::shared_ptr<Message>& message, std::string_view json) {
+  if (!has_channel_) return NoChannelError();
+  if (exit_status_) return ExitedError();
+  if (process_ == nullptr || disconnected_) return ChannelClosedError();
+  if (!environment_.queues.Fits(json.size() + kQueueOverheadBytes)) return QueueFullError();
+  const uint64_t tag = next_tag_++;
+  const absl::StatusOr<ipc::Channel::Accepted> accepted = process_->Send(json, tag);
+  if (!accepted.ok()) return accepted;
+  message->state = Message::State::kQueued;
+  message->tag = tag;
+  queued_[tag] = message;
+  UpdateQueued();
+  return accepted;
+}
+
+void RecordedChild::TellAccepted(const std::shared_ptr<Message>& message) {
+  std::vector<std::shared_ptr<Call>> calls = std::exchange(message->calls, {});
+  for (std::shared_ptr<Call>& call : calls) {
+    if (call->OnAccepted()) {
+      message->promised = true;
+    } else {
+      message->calls.push_back(std::move(call));
+    }
+  }
+}
+
+void RecordedChild::TryWaiting() {
+  while (!waiting_.empty()) {
+    const std::shared_ptr<Message> message = waiting_.front();
+    const absl::Status refused = Enqueue(message, message->json).status();
+    if (ipc::ReasonOf(refused) == ipc::Reason::kQueueFull) return WaitForBudget();
+    waiting_.pop_front();
+    message->json = {};
+    if (refused.ok()) {
+      TellAccepted(message);
+    } else {
+      Refuse(message, refused);
+    }
+  }
+}
+
+void RecordedChild::WaitForBudget() {
+  // A queue with something in it tries again when that is written.
+  if (queued_.empty()) environment_.queues.Wait(*this);
+}
+
+void RecordedChild::RefuseWaiting(const absl::Status& reason) {
+  for (const std::shared_ptr<Message>& message : std::exchange(waiting_, {})) {
+    Refuse(message, reason);
+  }
+}
+
+void RecordedChild::Refuse(const std::shared_ptr<Message>& message, const absl::Status& reason) {
+  if (!message->key.empty()) remembered_.erase(message->key);
+  for (const std::shared_ptr<Call>& call : std::exchange(message->calls, {})) call->Fail(reason);
+}
+
+void RecordedChild::Cancel(const std::shared_ptr<Call>& call, const absl::Status& reason) {
+  const std::shared_ptr<Message> message = call->message_.lock();
+  if (call->answered() || message == nullptr || message->state == Message::State::kFinished) return;
+  if (message->calls.size() == 1 && !message->promised) {
+    if (message->state == Message::State::kWaiting) {
+      std::erase(waiting_, message);
+      Refuse(message, reason);
+      return TryWaiting();
+    }
+    if (process_->Cancel(message->tag)) {
+      queued_.erase(message->tag);
+      Refuse(message, reason);
+      UpdateQueued();
+      return TryWaiting();
+    }
+  }
+  std::erase(message->calls, call);
+  call->Fail(ipc::MakeError(
+      ipc::Reason::kOutcomeUnknown,
+      fmt::format(
+          "the message to {} was not taken back, because {}; its event tells whether it was "
+          "written",
+          name(),
+          message->promised || !message->calls.empty()
+              ? "another call with the same request id counts on it"
+              : "its first byte is in the child's socket")));
+}
+
+void RecordedChild::Disconnect(ipc::Channel::Mode mode, v1::Disconnected::By by,
+                               const v1::Sender& sender, Answer<v1::DisconnectResponse> answer) {
+  if (!has_channel_) return answer(NoChannelError());
+  if (disconnected_) return AnswerDisconnect(answer);
+  if (connected()) {
+    disconnected_by_ = by;
+    disconnected_sender_ = sender;
+  }
+  disconnect_answers_.push_back(std::move(answer));
+  // Of a channel that has closed already OnDisconnect is about to tell.
+  (void)process_->Disconnect(mode);
+  RefuseWaiting(ChannelClosedError());
+}
+
+void RecordedChild::AnswerDisconnect(Answer<v1::DisconnectResponse>& answer) {
+  v1::DisconnectResponse response;
+  response.set_sequence(log_->newest_sequence());
+  answer(std::move(response));
+}
+
+absl::StatusOr<int64_t> RecordedChild::Signal(int signal, const v1::Sender& sender) {
+  if (!IsSignal(signal)) {
+    return InvalidField("signal", fmt::format("is {}, which is no signal; give a number from 1 to "
+                                              "{}.",
+                                              signal, SIGRTMAX));
+  }
+  if (process_ == nullptr || process_->exited()) return ExitedError();
+  if (pid_ == 0) {
+    return ipc::MakeError(ipc::Reason::kChildNotFound,
+                          fmt::format("{} was adopted without its process, which nobody here can "
+                                      "signal; disconnect it instead",
+                                      name()));
+  }
+  v1::Signalled signalled;
+  signalled.set_signal(signal);
+  *signalled.mutable_sender() = sender;
+  const int64_t sequence = Stage(v1::Event::kSignalled, signalled);
+  environment_.log.Commit();
+  if (absl::Status status = process_->Kill(signal); !status.ok()) return status;
+  return sequence;
+}
+
+v1::Child::State RecordedChild::state() const {
+  if (closed_) return v1::Child::STATE_CLOSED;
+  if (exit_status_) return v1::Child::STATE_EXITED;
+  return connected() ? v1::Child::STATE_CONNECTED : v1::Child::STATE_DISCONNECTED;
+}
+
+v1::Child RecordedChild::ToProto() const {
+  v1::Child child;
+  child.set_name(name());
+  child.set_display_name(description_.display_name);
+  child.mutable_labels()->insert(description_.labels.begin(), description_.labels.end());
+  child.set_pid(pid_);
+  child.set_state(state());
+  child.set_dialect(dialect_);
+  child.set_dialect_reason(ToUtf8(dialect_reason_, kErrorTextBytesMax));
+  child.set_program(ToUtf8(description_.program, kPathBytesMax));
+  size_t args_bytes = 0;
+  for (const std::string& arg : description_.args) {
+    std::string text = ToUtf8(arg, kShownArgsBytesMax - args_bytes);
+    args_bytes += text.size() + 1;
+    child.add_args(std::move(text));
+    if (args_bytes >= kShownArgsBytesMax) break;
+  }
+  const int64_t start_us =
+      std::chrono::duration_cast<std::chrono::microseconds>(start_time_.time_since_epoch()).count();
+  child.mutable_start_time()->set_seconds(start_us / 1'000'000);
+  child.mutable_start_time()->set_nanos(static_cast<int32_t>(start_us % 1'000'000 * 1000));
+  if (exit_status_) *child.mutable_exit_status() = *exit_status_;
+  if (process_ != nullptr) {
+    child.set_queued_bytes(static_cast<int64_t>(process_->queued_bytes()));
+    child.set_queued_messages(static_cast<int64_t>(process_->queued_messages()));
+  }
+  child.set_last_sequence(log_->newest_sequence());
+  child.set_last_child_sequence(log_->newest_child_sequence());
+  const ChildLimits& limits = description_.limits;
+  child.mutable_limits()->set_message_bytes_max(static_cast<int64_t>(limits.message_bytes_max));
+  child.mutable_limits()->set_queue_bytes_max(static_cast<int64_t>(limits.queue_bytes_max));
+  child.mutable_limits()->set_log_bytes_max(static_cast<int64_t>(limits.log_bytes_max));
+  return child;
+}
+
+int64_t RecordedChild::Stage(int kind_field, const google::protobuf::MessageLite& kind,
+                             PayloadField payload_field, std::string_view payload) {
+  kind.SerializeToString(&kind_bytes_);
+  return environment_.log.Stage(*log_, {.kind_field = kind_field,
+                                        .kind = kind_bytes_,
+                                        .payload_field = payload_field,
+                                        .payload = payload});
+}
+
+void RecordedChild::OnSpawn() {
+  if (listener_ != nullptr) listener_->OnSpawn(*this);
+}
+
+void RecordedChild::OnMessage(ipc::Message message) {
+  const EncodedKind kind = EncodedKind::FromChild(dialect_, message.json.size(), message.internal);
+  environment_.log.Stage(*log_, {.kind_field = v1::Event::kFromChild,
+                                 .kind = kind.bytes(),
+                                 .payload_field = PayloadField::kJson,
+                                 .payload = message.json});
+  if (listener_ != nullptr && !message.internal) listener_->OnMessage(*this, message.json);
+}
+
+void RecordedChild::OnReadEnd() { environment_.log.Commit(); }
+
+void RecordedChild::OnOutput(ipc::OutputLine line) {
+  const EncodedKind kind = EncodedKind::Output(
+      line.descriptor == 1 ? v1::Output::STREAM_STDOUT : v1::Output::STREAM_STDERR,
+      line.text.size(), line.partial, line.unterminated);
+  environment_.log.Stage(
+      *log_, {.kind_field = v1::Event::kOutput,
+              .kind = kind.bytes(),
+              .payload_field = IsUtf8(line.text) ? PayloadField::kText : PayloadField::kRaw,
+              .payload = line.text});
+  if (listener_ != nullptr) listener_->OnOutput(*this, line);
+}
+
+void RecordedChild::OnError(ipc::BadFrame frame) {
+  v1::Error error;
+  error.set_reason(ReasonOrInternal(frame.reason));
+  error.set_message(TextOf(frame.reason));
+  error.set_size_bytes(static_cast<int64_t>(frame.size_bytes));
+  Stage(v1::Event::kError, error, PayloadField::kRaw, frame.bytes);
+  if (listener_ != nullptr) listener_->OnError(*this, frame.reason);
+}
+
+void RecordedChild::OnSent(ipc::Sent sent) {
+  const auto found = queued_.find(sent.tag);
+  if (found == queued_.end()) return;
+  const std::shared_ptr<Message> message = std::move(found->second);
+  queued_.erase(found);
+  if (sent.status.ok()) {
+    v1::MessageToChild to_child;
+    to_child.set_dialect(dialect_);
+    to_child.set_size_bytes(static_cast<int64_t>(sent.json.size()));
+    *to_child.mutable_sender() = message->sender;
+    to_child.set_request_id(message->request_id);
+    message->sequence = Stage(v1::Event::kToChild, to_child, PayloadField::kJson, sent.json);
+  } else {
+    v1::Undelivered undelivered;
+    undelivered.set_request_id(message->request_id);
+    *undelivered.mutable_sender() = message->sender;
+    undelivered.set_written_bytes(static_cast<int64_t>(sent.written_bytes));
+    undelivered.set_frame_bytes(
+        static_cast<int64_t>(ipc::Codec::EncodeAs(process_->dialect(), sent.json).size()));
+    undelivered.set_reason(ReasonOrInternal(sent.status));
+    undelivered.set_message(TextOf(sent.status));
+    message->sequence = Stage(v1::Event::kUndelivered, undelivered);
+    message->outcome =
+        sent.written_bytes == 0
+            ? sent.status
+            : ipc::MakeError(
+                  ipc::Reason::kOutcomeUnknown,
+                  fmt::format("{} bytes of the message were in the child's socket when the "
+                              "channel ended: {}",
+                              sent.written_bytes, TextOf(sent.status)),
+                  {{"written_bytes", fmt::format("{}", sent.written_bytes)}});
+  }
+  message->state = Message::State::kFinished;
+  message->finished_at = Clock::now();
+  if (!message->key.empty()) {
+    remembered_finished_.push_back(message);
+    ForgetOldMessages();
+  }
+  if (!message->calls.empty() || message->on_written) finished_.push_back(message);
+}
+
+void RecordedChild::ForgetOldMessages() {
+  const Limits& limits = environment_.limits;
+  const auto oldest = Clock::now() - limits.request_id_kept_ms_max;
+  while (!remembered_finished_.empty() &&
+         (remembered_finished_.size() > limits.send_request_ids_max ||
+          remembered_finished_.front()->finished_at < oldest)) {
+    remembered_.erase(remembered_finished_.front()->key);
+    remembered_finished_.pop_front();
+  }
+}
+
+void RecordedChild::OnWriteEnd() {
+  environment_.log.Commit();
+  UpdateQueued();
+  TryWaiting();
+  AnswerFinished();
+}
+
+void RecordedChild::UpdateQueued() {
+  const size_t before = std::exchange(queued_bytes_, process_ ? process_->queued_bytes() : 0);
+  environment_.queues.Change(before, queued_bytes_);
+}
+
+// A callback may destroy the child: nothing of it is touched once they begin.
+void RecordedChild::AnswerFinished() {
+  for (const std::shared_ptr<Message>& message : std::exchange(finished_, {})) {
+    for (const std::shared_ptr<Call>& call : std::exchange(message->calls, {})) {
+      if (message->outcome.ok()) {
+        call->OnWritten(message->sequence);
+      } else {
+        call->Fail(message->outcome);
+      }
+    }
+    if (message->on_written) std::exchange(message->on_written, nullptr)(message->outcome);
+  }
+}
+
+void RecordedChild::OnDrain() {
+  if (listener_ != nullptr) listener_->OnDrain(*this);
+}
+
+void RecordedChild::OnDisconnect(absl::Status reason) {
+  v1::Disconnected disconnected;
+  if (disconnected_by_ != v1::Disconnected::BY_UNSPECIFIED) {
+    disconnected.set_by(disconnected_by_);
+    if (disconnected_by_ == v1::Disconnected::BY_CALLER) {
+      *disconnected.mutable_sender() = disconnected_sender_;
+    }
+  } else {
+    disconnected.set_by(ipc::ReasonOf(reason) == ipc::Reason::kChannelFailed
+                            ? v1::Disconnected::BY_FAILURE
+                            : v1::Disconnected::BY_CHILD);
+  }
+  if (!reason.ok()) disconnected.set_message(TextOf(reason));
+  Stage(v1::Event::kDisconnected, disconnected);
+  environment_.log.Commit();
+  disconnected_ = true;
+  UpdateQueued();
+  RefuseWaiting(exit_status_ ? ExitedError() : ChannelClosedError());
+  for (Answer<v1::DisconnectResponse>& answer : std::exchange(disconnect_answers_, {})) {
+    AnswerDisconnect(answer);
+  }
+  if (listener_ != nullptr) listener_->OnDisconnect(*this);
+}
+
+void RecordedChild::OnExit(ipc::ExitStatus status) {
+  timeout_.reset();
+  exit_status_ = ExitStatusOf(status);
+  v1::Exited exited;
+  *exited.mutable_status() = *exit_status_;
+  Stage(v1::Event::kExited, exited);
+  environment_.log.Commit();
+  RefuseWaiting(ExitedError());
+  if (listener_ != nullptr) listener_->OnExit(*this, status);
+}
+
+void RecordedChild::OnClose() {
+  Stage(v1::Event::kClosed, v1::Closed());
+  environment_.log.Commit();
+  closed_ = true;
+  timeout_.reset();
+  process_.reset();
+  UpdateQueued();
+  if (listener_ != nullptr && !tell_([this] { listener_->OnClose(*this); })) return;
+  environment_.on_closed(*this);
+}
+
+absl::Status RecordedChild::NoChannelError() const {
+  return ipc::MakeError(
+      ipc::Reason::kNoChannel,
+      fmt::format("{} was forked without a channel (no_channel): nothing can be sent "
+                  "to it; signal it instead",
+                  name()),
+      {{"child", name()}});
+}
+
+absl::Status RecordedChild::ChannelClosedError() const {
+  return ipc::MakeError(
+      ipc::Reason::kChannelClosed,
+      fmt::format("the channel of {} has ended: nothing can be sent to it any more", name()),
+      {{"child", name()}});
+}
+
+absl::Status RecordedChild::ExitedError() const {
+  return ipc::MakeError(ipc::Reason::kChildExited, fmt::format("{} has exited", name()),
+                        {{"child", name()}});
+}
+
+absl::Status RecordedChild::QueueFullError() const {
+  return ipc::MakeError(
+      ipc::Reason::kQueueFull,
+      waiting_.empty()
+          ? fmt::format(
+                "the queues of all children have no room (queues_bytes_max is {}); wait until "
+                "some messages are written",
+                environment_.queues.bytes_max())
+          : fmt::format("other messages wait for room in the queue of {}, which reads too slowly; "
+                        "wait until some are written",
+                        name()),
+      {{"child", name()}, {"limit", fmt::format("{}", environment_.queues.bytes_max())}});
+}
+
+}  // namespace deka::agent
