@@ -385,7 +385,6 @@ struct BadInput {
 };
 
 std::vector<BadInput> BadInputs() {
-  using namespace std::string_literals;
   const std::string deep = std::string(10000, '[') + std::string(10000, ']');
   return {
       {"NotJson", Dialect::kNode, "hello", Reason::kInvalidJson},
@@ -397,8 +396,8 @@ std::vector<BadInput> BadInputs() {
       {"Deep", Dialect::kNode, deep, Reason::kInvalidJson},
       {"DeepInDeka", Dialect::kDeka, "{\"cmd\":\"NODE_HANDLE\",\"msg\":" + deep + "}",
        Reason::kInvalidJson},
-      {"NulByte", Dialect::kNode, "\"a\0b\""s, Reason::kInvalidJson},
-      {"NulAlone", Dialect::kNode, "\0"s, Reason::kInvalidJson},
+      {"NulByte", Dialect::kNode, std::string("\"a\0b\"", 5), Reason::kInvalidJson},
+      {"NulAlone", Dialect::kNode, std::string(1, '\0'), Reason::kInvalidJson},
       {"EmptyLine", Dialect::kNode, "", Reason::kInvalidJson},
       {"EmptyLineInDeka", Dialect::kDeka, "", Reason::kInvalidJson},
       {"TwoValues", Dialect::kNode, "1 2", Reason::kInvalidJson},
