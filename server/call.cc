@@ -110,6 +110,12 @@ void CallThread::StopCalls() {
   LookAtCalls();
 }
 
+void CallThread::WaitForCalls(CallClock::time_point deadline) {
+  ipc::MutexLock lock(mutex_);
+  while (calls_begun_ > 0 && none_left_.WaitUntil(mutex_, deadline)) {
+  }
+}
+
 void CallThread::Run() {
   pthread_setname_np(pthread_self(), "deka-calls");
   void* tag = nullptr;
@@ -240,6 +246,10 @@ void Call::Operation::Complete(bool ok) {
 
 void Call::Begin() {
   begun_ = true;
+  {
+    ipc::MutexLock lock(thread_.mutex_);
+    ++thread_.calls_begun_;
+  }
   place_ = thread_.calls_.insert(thread_.calls_.end(), this);
   over_.Begin();
   if (const auto deadline = context_.deadline();
@@ -278,9 +288,12 @@ void Call::CoroutineReturned() {
 void Call::DeleteIfOver() {
   if (operations_ > 0 || coroutines_ > 0) return;
   CallThread& thread = thread_;
+  const bool begun = begun_;
   delete this;
   ipc::MutexLock lock(thread.mutex_);
-  if (--thread.calls_left_ == 0) thread.none_left_.NotifyAll();
+  --thread.calls_left_;
+  if (begun) --thread.calls_begun_;
+  if (thread.calls_left_ == 0 || thread.calls_begun_ == 0) thread.none_left_.NotifyAll();
 }
 
 // --- CallService ---

@@ -164,6 +164,9 @@ class CallThread {
   // Makes stopping() true for all calls, those to come too. Any thread.
   void StopCalls();
 
+  // Waits until no call has begun and is not gone, at most until then. Any other thread.
+  void WaitForCalls(CallClock::time_point deadline);
+
  private:
   friend class Call;
   friend class CallService;
@@ -202,7 +205,8 @@ class CallThread {
 
   ipc::Mutex mutex_;
   ipc::CondVar none_left_;
-  size_t calls_left_ ABSL_GUARDED_BY(mutex_) = 0;  // those that wait to begin too
+  size_t calls_left_ ABSL_GUARDED_BY(mutex_) = 0;   // those that wait to begin too
+  size_t calls_begun_ ABSL_GUARDED_BY(mutex_) = 0;  // of them
 
   std::thread thread_;
 };

@@ -2,10 +2,12 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <linux/sockios.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -31,6 +33,7 @@ using ipc::Reason;
 namespace {
 
 constexpr int kBacklog = 4096;
+constexpr int kLookMs = 5;
 
 std::string ErrnoText(int error) { return std::generic_category().message(error); }
 
@@ -332,13 +335,30 @@ void Listener::Take(int socket) {
 }
 
 bool Listener::HasRoom() {
-  if (connections_.size() < options_.connections_max) return true;
+  if (connections_.size() >= options_.connections_max) ForgetEnded();
+  return connections_.size() < options_.connections_max;
+}
+
+void Listener::ForgetEnded() {
   std::erase_if(connections_, [](const Connection& connection) {
     struct stat status = {};
     return fstat(connection.socket, &status) != 0 || status.st_dev != connection.device ||
            status.st_ino != connection.inode;
   });
-  return connections_.size() < options_.connections_max;
+}
+
+void Listener::WaitUntilRead(std::chrono::steady_clock::time_point deadline) {
+  // gRPC may still be about to write, so once is not enough.
+  for (int looks = 0; looks < 2 && std::chrono::steady_clock::now() < deadline;) {
+    ForgetEnded();
+    const bool read =
+        std::all_of(connections_.begin(), connections_.end(), [](const Connection& c) {
+          int unread = 0;
+          return ioctl(c.socket, SIOCOUTQ, &unread) != 0 || unread == 0;
+        });
+    looks = read ? looks + 1 : 0;
+    poll(nullptr, 0, kLookMs);
+  }
 }
 
 }  // namespace deka::server

@@ -66,6 +66,10 @@ class Listener {
   // Accepts no more, removes the socket files, gives up the locks. `take` is not called any more.
   void Stop();
 
+  // Waits until clients have read all that was written to their connections, at most until then.
+  // After Stop().
+  void WaitUntilRead(std::chrono::steady_clock::time_point deadline);
+
   const std::vector<std::string>& paths() const { return paths_; }
 
   // Since Start. Any thread.
@@ -103,6 +107,7 @@ class Listener {
   bool Accept(int listening);
   void Take(int socket);
   bool HasRoom();
+  void ForgetEnded();
 
   const Options options_;
   std::vector<std::string> paths_;
@@ -110,7 +115,7 @@ class Listener {
   absl::AnyInvocable<void(int socket)> take_;
   int stop_event_ = -1;
   std::thread thread_;
-  std::vector<Connection> connections_;  // the listener's thread
+  std::vector<Connection> connections_;  // the listener's thread, while it runs
   Counts counts_;
 };
 

@@ -1,16 +1,17 @@
 // The gRPC face of an agent: serves it on Unix sockets until it is stopped.
 //
-//   listener threads: accept4 -> SO_PEERCRED -> gRPC -> one completion queue thread ->
-//   BridgeService (coroutines)
-//     -> Agent -> loop's thread -> back to the completion queue's thread
+//   Listener's thread: accept4 -> SO_PEERCRED -> gRPC
+//   CallThread's:      gRPC -> BridgeService (coroutines) -> Agent -> its loop's thread -> back
 //
 // The one more line of a C++ parent that opens its agent to others:
 //
-//   auto server = server::Server::Start(*agent, {.listen =
-//   {"unix:/run/user/1000/deka/parent.sock"}});
+//   auto server = server::Server::Start(*agent, {.listen = {"unix:/run/user/1000/deka/my.sock"}});
 //
-// Thread: any, one at a time. The destructor stops it at once. The agent outlives the server, and
-// its loop runs meanwhile.
+// Also served: grpc.health.v1.Health, which is NOT_SERVING when the server or its agent is
+// stopping, and reflection.
+//
+// Thread: any, one at a time. The destructor stops it at once. The agent outlives the server; calls
+// that ask it something wait for its loop, so the loop runs meanwhile.
 #ifndef SERVER_SERVER_H_
 #define SERVER_SERVER_H_
 
@@ -28,20 +29,38 @@ namespace deka::server {
 class Server {
  public:
   struct Options {
-    std::vector<std::string> listen;  // `unix:PATH` each; empty: ipc::DefaultAddress()
-    size_t connections_max = 1024;
+    std::vector<std::string> listen = {};  // `unix:PATH` each; empty: ipc::DefaultAddress()
+    size_t connections_max = 1024;         // at once; one more is told so and closed
     std::chrono::milliseconds write_stalled_ms_max{10'000};  // to one observer, then its call ends
   };
 
-  // Serves when it returns. INVALID_ARGUMENT for an address that is no `unix:PATH` or too long (107
-  // bytes); kAddressInUse if another agent serves it; FAILED_PRECONDITION for a directory that
-  // others can open. A stale socket file is taken over: a flock on PATH.lock decides who serves.
+  // Calls of one connection at once; further ones wait in their client.
+  static constexpr int kCallsMax = 4096;
+  // One request: a largest message and what stands around it.
+  static constexpr int kRequestBytesMax = (64 << 20) + (1 << 20);
+
+  // Has the sockets when it returns: clients connect, and wait for Serve(). kInvalidArgument for an
+  // address that is no `unix:PATH` or too long (107 bytes); kAddressInUse if another agent serves
+  // it; kAddressUnsafe for a directory that others can open. The directory is made if it is
+  // missing. A stale socket file is taken over: a flock on PATH.lock decides who serves.
+  static absl::StatusOr<std::unique_ptr<Server>> Open(agent::Agent& agent, Options options);
+
+  // Answers clients from now on. Once.
+  void Serve();
+
+  // Open, then Serve.
   static absl::StatusOr<std::unique_ptr<Server>> Start(agent::Agent& agent, Options options);
 
   ~Server();
 
-  // Accepts no more, lets calls under way finish for at most `grace`, then ends them. Removes the
-  // socket files.
+  // The absolute paths of the sockets served.
+  const std::vector<std::string>& paths() const;
+
+  // Health is NOT_SERVING from now on, everything else goes on: for who stops the agent next.
+  void AnnounceStop();
+
+  // Accepts no more, removes the socket files, ends observations (Fin, AGENT_STOPPING), lets calls
+  // under way finish for at most `grace`, then ends them.
   void Stop(std::chrono::milliseconds grace);
 
  private:

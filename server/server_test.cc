@@ -1,0 +1,967 @@
+// The whole of a server: a real agent with real children, and gRPC's own client on a Unix socket.
+#include "server/server.h"
+
+#include <grpcpp/create_channel.h>
+#include <grpcpp/impl/client_unary_call.h>
+#include <grpcpp/security/credentials.h>
+#include <grpcpp/support/sync_stream.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+#include <functional>
+#include <future>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "agent/agent.h"
+#include "deka/bridge/v1/bridge_service.grpc.pb.h"
+#include "google/protobuf/wrappers.pb.h"
+#include "google/rpc/error_details.pb.h"
+#include "google/rpc/status.pb.h"
+#include "ipc/error.h"
+#include "ipc/event_loop.h"
+
+namespace deka::server {
+namespace {
+
+namespace v1 = ::deka::bridge::v1;
+using grpc::ClientContext;
+using grpc::StatusCode;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+// Reached only by a test that fails.
+constexpr seconds kLimit(30);
+
+// Children are shell scripts on descriptor 3, in dialect node.
+constexpr char kEcho[] = R"(while IFS= read -r line <&3; do printf '%s\n' "$line" >&3; done)";
+constexpr char kReadNothing[] = "exec sleep 1000";
+
+// The reason in the one ErrorInfo that every error carries.
+std::string ReasonOf(const grpc::Status& status) {
+  google::rpc::Status details;
+  if (!details.ParseFromString(status.error_details())) return "(no details)";
+  std::string reason;
+  for (const auto& detail : details.details()) {
+    google::rpc::ErrorInfo info;
+    if (!detail.UnpackTo(&info)) continue;
+    EXPECT_EQ(info.domain(), "deka.bridge");
+    EXPECT_EQ(reason, "") << "two ErrorInfos";
+    reason = info.reason();
+  }
+  return reason;
+}
+
+std::string MetadataOf(const grpc::Status& status, const std::string& key) {
+  google::rpc::Status details;
+  details.ParseFromString(status.error_details());
+  google::rpc::ErrorInfo info;
+  for (const auto& detail : details.details()) detail.UnpackTo(&info);
+  const auto found = info.metadata().find(key);
+  return found == info.metadata().end() ? "(none)" : found->second;
+}
+
+void ExpectError(const grpc::Status& status, StatusCode code, const std::string& reason) {
+  EXPECT_EQ(status.error_code(), code) << status.error_message();
+  EXPECT_EQ(ReasonOf(status), reason) << status.error_message();
+  EXPECT_NE(status.error_message(), "");
+}
+
+class Context : public ClientContext {
+ public:
+  explicit Context(milliseconds limit = kLimit) {
+    set_deadline(std::chrono::system_clock::now() + limit);
+  }
+};
+
+class ServerTest : public ::testing::Test {
+ protected:
+  ServerTest() { Start({}, {}); }
+
+  ~ServerTest() override {
+    End();
+    std::filesystem::remove_all(directory_);
+  }
+
+  // An agent, its loop on a thread, and a server of it; instead of those before.
+  void Start(const agent::Limits& limits, Server::Options options) {
+    End();
+    loop_ = std::make_unique<ipc::EventLoop>();
+    auto agent = agent::Agent::Create(*loop_, {.id = "host", .limits = limits});
+    ASSERT_TRUE(agent.ok()) << agent.status();
+    agent_ = *std::move(agent);
+    loop_->Hold();
+    thread_ = std::thread([this] { loop_->Run(); });
+    options.listen = {"unix:" + path_};
+    auto server = Server::Start(*agent_, std::move(options));
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+    stub_ = Connect();
+  }
+
+  void StopAgent() {
+    std::promise<void> stopped;
+    agent_->Stop({.disconnect_ms_max = milliseconds(0), .terminate_ms_max = milliseconds(0)},
+                 [&] { stopped.set_value(); });
+    ASSERT_EQ(stopped.get_future().wait_for(kLimit), std::future_status::ready);
+  }
+
+  void End() {
+    if (!loop_) return;
+    if (agent_) StopAgent();
+    stub_.reset();
+    server_.reset();
+    loop_->Post([this] {
+      agent_.reset();
+      loop_->Release();
+      loop_->Stop();
+    });
+    thread_.join();
+    loop_.reset();
+  }
+
+  std::shared_ptr<grpc::Channel> Channel() const {
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+    arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 64 << 10);
+    return grpc::CreateCustomChannel("unix:" + path_, grpc::InsecureChannelCredentials(),
+                                     arguments);
+  }
+
+  std::unique_ptr<v1::BridgeService::Stub> Connect() const {
+    return v1::BridgeService::NewStub(Channel());
+  }
+
+  static v1::ForkChildRequest Script(const std::string& script) {
+    v1::ForkChildRequest request;
+    request.set_parent("agents/-");
+    request.set_client("test");
+    request.mutable_spec()->set_program("/bin/sh");
+    request.mutable_spec()->add_args("-c");
+    request.mutable_spec()->add_args(script);
+    request.mutable_spec()->set_dialect(v1::DIALECT_NODE);
+    return request;
+  }
+
+  v1::ForkChildResponse Fork(const v1::ForkChildRequest& request) {
+    Context context;
+    v1::ForkChildResponse response;
+    const grpc::Status status = stub_->ForkChild(&context, request, &response);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    return response;
+  }
+  v1::ForkChildResponse Fork(const std::string& script) { return Fork(Script(script)); }
+
+  grpc::Status Send(const std::string& child, const std::string& json,
+                    v1::SendMessageResponse* response = nullptr, milliseconds limit = kLimit,
+                    v1::SendOutcome when = v1::SEND_OUTCOME_WRITTEN) {
+    Context context(limit);
+    v1::SendMessageRequest request;
+    request.set_child(child);
+    request.set_json(json);
+    request.set_answer_when(when);
+    v1::SendMessageResponse mine;
+    return stub_->SendMessage(&context, request, response != nullptr ? response : &mine);
+  }
+
+  // Accepts messages for a child that does not read until its queue has room for no more.
+  void FillQueue(const std::string& child) {
+    const std::string json = '"' + std::string(1 << 19, 'x') + '"';
+    for (int i = 0; i < 100; ++i) {
+      const grpc::Status status = Send(child, json, nullptr, kLimit, v1::SEND_OUTCOME_ACCEPTED);
+      if (status.ok()) continue;
+      ExpectError(status, StatusCode::RESOURCE_EXHAUSTED, "QUEUE_FULL");
+      return;
+    }
+    FAIL() << "its queue is never full";
+  }
+
+  static v1::ObserveRequest ObserveAfter(const v1::ForkChildResponse& child) {
+    v1::ObserveRequest request;
+    request.set_parent("agents/-");
+    request.mutable_filter()->add_children(child.child().name());
+    *request.mutable_observation()->mutable_start()->mutable_after() = child.cursor();
+    return request;
+  }
+
+  grpc::Status GetState(const std::string& name, v1::Child* child) {
+    Context context;
+    v1::GetChildRequest request;
+    request.set_name(name);
+    v1::GetChildResponse response;
+    const grpc::Status status = stub_->GetChild(&context, request, &response);
+    *child = response.child();
+    return status;
+  }
+
+  const std::string directory_ = [] {
+    char path[] = "/tmp/deka-server-test-XXXXXX";
+    return std::string(mkdtemp(path));
+  }();
+  const std::string path_ = directory_ + "/a.sock";
+  std::unique_ptr<ipc::EventLoop> loop_;
+  std::thread thread_;
+  std::unique_ptr<agent::Agent> agent_;
+  std::unique_ptr<Server> server_;
+  std::unique_ptr<v1::BridgeService::Stub> stub_;
+};
+
+// A stream of Observe, read until something has come.
+class Observer {
+ public:
+  Observer(v1::BridgeService::Stub& stub, const v1::ObserveRequest& request,
+           milliseconds limit = kLimit)
+      : context_(limit), stream_(stub.Observe(&context_, request)) {}
+
+  // Reads until `condition` holds; false if the stream ends before.
+  bool ReadUntil(const std::function<bool()>& condition) {
+    while (!condition()) {
+      if (!ReadOne()) return false;
+    }
+    return true;
+  }
+
+  bool ReadOne() {
+    v1::ObserveResponse response;
+    if (!stream_->Read(&response)) return false;
+    for (const v1::Event& event : response.batch().events()) events.push_back(event);
+    if (response.has_batch()) ++batches;
+    if (response.has_gap()) gaps.push_back(response.gap());
+    if (response.has_fin()) fin = response.fin();
+    if (response.has_heartbeat()) heartbeats.push_back(response.heartbeat());
+    if (response.has_attached()) attached = response.attached();
+    return true;
+  }
+
+  bool Has(v1::Event::KindCase kind) const {
+    for (const v1::Event& event : events) {
+      if (event.kind_case() == kind) return true;
+    }
+    return false;
+  }
+
+  std::vector<std::string> FromChild() const {
+    std::vector<std::string> messages;
+    for (const v1::Event& event : events) {
+      if (event.has_from_child()) messages.push_back(event.json());
+    }
+    return messages;
+  }
+
+  grpc::Status Finish() { return stream_->Finish(); }
+  void Cancel() { context_.TryCancel(); }
+
+  std::vector<v1::Event> events;
+  std::vector<v1::Gap> gaps;
+  std::vector<v1::Heartbeat> heartbeats;
+  v1::Attached attached;
+  std::optional<v1::Fin> fin;
+  int batches = 0;
+
+ private:
+  Context context_;
+  std::unique_ptr<grpc::ClientReader<v1::ObserveResponse>> stream_;
+};
+
+// An Attach.
+class Attachment {
+ public:
+  Attachment(v1::BridgeService::Stub& stub, const std::string& child, bool stop_on_failure = false,
+             std::optional<v1::Observation> observation = std::nullopt)
+      : stream_(stub.Attach(&context_)) {
+    v1::AttachRequest request;
+    request.mutable_open()->set_child(child);
+    request.mutable_open()->set_stop_on_failure(stop_on_failure);
+    if (observation) *request.mutable_open()->mutable_observation() = *observation;
+    Write(request);
+  }
+
+  bool Write(const v1::AttachRequest& request) { return stream_->Write(request); }
+  bool Send(const std::string& json) {
+    v1::AttachRequest request;
+    request.set_number(++number_);
+    request.mutable_send()->set_json(json);
+    return Write(request);
+  }
+  bool Disconnect() {
+    v1::AttachRequest request;
+    request.set_number(++number_);
+    request.mutable_disconnect();
+    return Write(request);
+  }
+  bool Signal(int signal) {
+    v1::AttachRequest request;
+    request.set_number(++number_);
+    request.mutable_signal()->set_signal(signal);
+    return Write(request);
+  }
+  void HalfClose() { stream_->WritesDone(); }
+
+  bool ReadUntil(const std::function<bool()>& condition) {
+    while (!condition()) {
+      v1::AttachResponse response;
+      if (!stream_->Read(&response)) return false;
+      if (response.has_ack()) through = response.ack().through();
+      if (response.has_failed()) failed.push_back(response.failed());
+      for (const v1::Event& event : response.observed().batch().events()) events.push_back(event);
+      if (response.observed().has_fin()) fin = response.observed().fin();
+      if (response.observed().has_attached()) attached = true;
+    }
+    return true;
+  }
+  // Reads to the end.
+  grpc::Status Finish() {
+    ReadUntil([] { return false; });
+    return stream_->Finish();
+  }
+  void Cancel() { context_.TryCancel(); }
+
+  int64_t through = 0;
+  std::vector<v1::Failed> failed;
+  std::vector<v1::Event> events;
+  std::optional<v1::Fin> fin;
+  bool attached = false;
+
+ private:
+  Context context_;
+  std::unique_ptr<grpc::ClientReaderWriter<v1::AttachRequest, v1::AttachResponse>> stream_;
+  int64_t number_ = 0;
+};
+
+// --- One request, one answer. ---
+
+TEST_F(ServerTest, ForksAndTellsOfChildren) {
+  auto request = Script(kEcho);
+  request.mutable_spec()->set_display_name("echo");
+  const v1::ForkChildResponse forked = Fork(request);
+  EXPECT_TRUE(forked.child().name().starts_with("agents/host/children/"));
+  EXPECT_GT(forked.child().pid(), 0);
+  EXPECT_EQ(forked.child().state(), v1::Child::STATE_CONNECTED);
+
+  v1::Child child;
+  ASSERT_TRUE(GetState("echo", &child).ok());
+  EXPECT_EQ(child.name(), forked.child().name());
+
+  Fork(kEcho);
+  Context context;
+  v1::ListChildrenRequest list;
+  list.set_parent("agents/-");
+  list.set_page_size(1);
+  v1::ListChildrenResponse page;
+  ASSERT_TRUE(stub_->ListChildren(&context, list, &page).ok());
+  ASSERT_EQ(page.children_size(), 1);
+  EXPECT_EQ(page.children(0).name(), forked.child().name());
+  EXPECT_NE(page.next_page_token(), "");
+}
+
+TEST_F(ServerTest, RefusesForks) {
+  Context no_program, no_parent, no_spec;
+  v1::ForkChildResponse response;
+  auto request = Script(kEcho);
+  request.mutable_spec()->set_program("/no/such/program");
+  ExpectError(stub_->ForkChild(&no_program, request, &response), StatusCode::NOT_FOUND,
+              "PROGRAM_NOT_FOUND");
+  request = Script(kEcho);
+  request.set_parent("agents/another");
+  const grpc::Status other = stub_->ForkChild(&no_parent, request, &response);
+  EXPECT_FALSE(other.ok());
+  EXPECT_NE(ReasonOf(other), "");
+  ExpectError(stub_->ForkChild(&no_spec, v1::ForkChildRequest(), &response),
+              StatusCode::INVALID_ARGUMENT, "INVALID_ARGUMENT");
+}
+
+TEST_F(ServerTest, DoesNotKnowAChildThatIsNotThere) {
+  v1::Child child;
+  ExpectError(GetState("nobody", &child), StatusCode::NOT_FOUND, "CHILD_NOT_FOUND");
+  ExpectError(Send("nobody", "1"), StatusCode::NOT_FOUND, "CHILD_NOT_FOUND");
+  Context disconnect, signal, observe, list;
+  v1::DisconnectRequest disconnect_request;
+  disconnect_request.set_child("nobody");
+  v1::DisconnectResponse disconnect_response;
+  ExpectError(stub_->Disconnect(&disconnect, disconnect_request, &disconnect_response),
+              StatusCode::NOT_FOUND, "CHILD_NOT_FOUND");
+  v1::SignalChildRequest signal_request;
+  signal_request.set_child("nobody");
+  signal_request.set_signal(SIGTERM);
+  v1::SignalChildResponse signal_response;
+  ExpectError(stub_->SignalChild(&signal, signal_request, &signal_response), StatusCode::NOT_FOUND,
+              "CHILD_NOT_FOUND");
+  v1::ListChildrenRequest list_request;
+  list_request.set_parent("agents/-");
+  list_request.set_page_token("nonsense");
+  v1::ListChildrenResponse list_response;
+  ExpectError(stub_->ListChildren(&list, list_request, &list_response),
+              StatusCode::INVALID_ARGUMENT, "PAGE_TOKEN_INVALID");
+  v1::ObserveRequest request;
+  request.set_parent("agents/-");
+  request.mutable_filter()->add_children("nobody");
+  ExpectError(Observer(*stub_, request).Finish(), StatusCode::NOT_FOUND, "CHILD_NOT_FOUND");
+  ExpectError(Attachment(*stub_, "nobody").Finish(), StatusCode::NOT_FOUND, "CHILD_NOT_FOUND");
+}
+
+TEST_F(ServerTest, TakesWhatAClientSaysOfItselfUpToItsLimit) {
+  for (const size_t size : {63, 64}) {
+    auto request = Script("exit 0");
+    request.set_client(std::string(size, 'c'));
+    Context context;
+    v1::ForkChildResponse response;
+    const grpc::Status status = stub_->ForkChild(&context, request, &response);
+    if (size == 63) {
+      EXPECT_TRUE(status.ok()) << status.error_message();
+    } else {
+      ExpectError(status, StatusCode::INVALID_ARGUMENT, "INVALID_ARGUMENT");
+      EXPECT_EQ(MetadataOf(status, "field"), "client");
+    }
+  }
+}
+
+TEST_F(ServerTest, TellsTheVerifiedAndTheClaimedSender) {
+  const auto child = Fork("exit 0");
+  Observer observer(*stub_, ObserveAfter(child));
+  ASSERT_TRUE(observer.ReadUntil([&] { return observer.Has(v1::Event::kStarted); }));
+  EXPECT_EQ(observer.events[0].started().sender().principal(), "uid:" + std::to_string(geteuid()));
+  EXPECT_EQ(observer.events[0].started().sender().client(), "test");
+}
+
+TEST_F(ServerTest, SendsAndObserves) {
+  const auto child = Fork(kEcho);
+  Observer observer(*stub_, ObserveAfter(child));
+  v1::SendMessageResponse sent;
+  const grpc::Status status = Send(child.child().name(), R"({"n":1})", &sent);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(sent.outcome(), v1::SEND_OUTCOME_WRITTEN);
+  ASSERT_TRUE(observer.ReadUntil([&] { return observer.Has(v1::Event::kFromChild); }));
+  EXPECT_EQ(observer.FromChild(), std::vector<std::string>{R"({"n":1})"});
+  for (const v1::Event& event : observer.events) {
+    if (event.has_to_child()) {
+      EXPECT_EQ(event.sequence(), sent.sequence());
+    }
+  }
+}
+
+TEST_F(ServerTest, SendsALargestMessageAndRefusesALongerOne) {
+  const auto child = Fork(kEcho);
+  Observer observer(*stub_, ObserveAfter(child));
+  const std::string largest = '"' + std::string((1 << 20) - 2, 'x') + '"';
+  const grpc::Status status = Send(child.child().name(), largest);
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  ExpectError(Send(child.child().name(), largest + " "), StatusCode::INVALID_ARGUMENT,
+              "MESSAGE_TOO_LARGE");
+  ExpectError(Send(child.child().name(), "{"), StatusCode::INVALID_ARGUMENT, "INVALID_JSON");
+  ASSERT_TRUE(observer.ReadUntil([&] { return observer.Has(v1::Event::kFromChild); }));
+  EXPECT_EQ(observer.FromChild(), std::vector<std::string>{largest});
+}
+
+TEST_F(ServerTest, TakesAMessageOutOfTheQueueAtTheDeadline) {
+  const auto child = Fork(kReadNothing);
+  FillQueue(child.child().name());
+  v1::Child before, after;
+  ASSERT_TRUE(GetState(child.child().name(), &before).ok());
+  // The queue's last bytes have room for this one.
+  const grpc::Status status = Send(child.child().name(), "1", nullptr, milliseconds(500));
+  ExpectError(status, StatusCode::DEADLINE_EXCEEDED, "NOT_SENT_DEADLINE");
+  ASSERT_TRUE(GetState(child.child().name(), &after).ok());
+  EXPECT_EQ(after.queued_messages(), before.queued_messages());
+}
+
+TEST_F(ServerTest, TakesAMessageOutOfTheQueueWhenItIsCancelled) {
+  const auto child = Fork(kReadNothing);
+  FillQueue(child.child().name());
+  v1::Child before, now;
+  ASSERT_TRUE(GetState(child.child().name(), &before).ok());
+  Context context;
+  std::thread sender([&] {
+    v1::SendMessageRequest request;
+    request.set_child(child.child().name());
+    request.set_json("1");
+    v1::SendMessageResponse response;
+    EXPECT_EQ(stub_->SendMessage(&context, request, &response).error_code(), StatusCode::CANCELLED);
+  });
+  const auto queued = [&] {
+    EXPECT_TRUE(GetState(child.child().name(), &now).ok());
+    return now.queued_messages();
+  };
+  const auto end = std::chrono::steady_clock::now() + kLimit;
+  while (queued() == before.queued_messages() && std::chrono::steady_clock::now() < end) {
+  }
+  EXPECT_EQ(now.queued_messages(), before.queued_messages() + 1);
+  context.TryCancel();
+  sender.join();
+  while (queued() != before.queued_messages() && std::chrono::steady_clock::now() < end) {
+  }
+  EXPECT_EQ(now.queued_messages(), before.queued_messages());
+}
+
+TEST_F(ServerTest, DisconnectsAndSignals) {
+  const auto child = Fork(R"(while IFS= read -r line <&3; do :; done; echo over; exec sleep 1000)");
+  Observer observer(*stub_, ObserveAfter(child));
+  Context disconnect, signal, again;
+  v1::DisconnectRequest disconnect_request;
+  disconnect_request.set_child(child.child().name());
+  disconnect_request.set_mode(v1::DISCONNECT_MODE_FLUSH);
+  v1::DisconnectResponse disconnected;
+  grpc::Status status = stub_->Disconnect(&disconnect, disconnect_request, &disconnected);
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_GT(disconnected.sequence(), 0);
+  ExpectError(Send(child.child().name(), "1"), StatusCode::FAILED_PRECONDITION, "CHANNEL_CLOSED");
+
+  v1::SignalChildRequest signal_request;
+  signal_request.set_child(child.child().name());
+  signal_request.set_signal(SIGKILL);
+  v1::SignalChildResponse signalled;
+  status = stub_->SignalChild(&signal, signal_request, &signalled);
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  ASSERT_TRUE(observer.ReadUntil([&] { return observer.Has(v1::Event::kClosed); }));
+  for (const v1::Event& event : observer.events) {
+    if (event.has_signalled()) {
+      EXPECT_EQ(event.sequence(), signalled.sequence());
+    }
+    if (event.has_exited()) {
+      EXPECT_EQ(event.exited().status().signal(), SIGKILL);
+    }
+  }
+  ExpectError(stub_->SignalChild(&again, signal_request, &signalled),
+              StatusCode::FAILED_PRECONDITION, "CHILD_EXITED");
+}
+
+// --- Observe. ---
+
+TEST_F(ServerTest, EndsAnObservationWithFin) {
+  const auto child = Fork("exit 3");
+  auto request = ObserveAfter(child);
+  request.mutable_observation()->set_until_closed(true);
+  Observer observer(*stub_, request);
+  EXPECT_FALSE(observer.ReadUntil([] { return false; }));
+  EXPECT_TRUE(observer.Finish().ok());
+  ASSERT_TRUE(observer.fin.has_value());
+  EXPECT_EQ(observer.fin->reason(), v1::Fin::REASON_CLOSED);
+  EXPECT_EQ(observer.events.back().kind_case(), v1::Event::kClosed);
+  EXPECT_EQ(observer.fin->cursor().sequence(), observer.events.back().sequence());
+}
+
+TEST_F(ServerTest, EndsAnObservationAfterItsDuration) {
+  const auto child = Fork(kEcho);
+  auto request = ObserveAfter(child);
+  request.mutable_observation()->mutable_duration()->set_nanos(50'000'000);
+  Observer observer(*stub_, request);
+  EXPECT_FALSE(observer.ReadUntil([] { return false; }));
+  EXPECT_TRUE(observer.Finish().ok());
+  ASSERT_TRUE(observer.fin.has_value());
+  EXPECT_EQ(observer.fin->reason(), v1::Fin::REASON_DURATION);
+}
+
+TEST_F(ServerTest, FailsInsteadOfBeginningWithAGap) {
+  const auto child = Fork(kEcho);
+  auto request = ObserveAfter(child);
+  request.mutable_observation()->mutable_start()->mutable_after()->set_epoch(4711);
+  request.mutable_observation()->set_fail_on_gap(true);
+  ExpectError(Observer(*stub_, request).Finish(), StatusCode::OUT_OF_RANGE, "CURSOR_OTHER_EPOCH");
+}
+
+TEST_F(ServerTest, SaysThatAQuietStreamLives) {
+  const auto child = Fork(kEcho);
+  auto request = ObserveAfter(child);
+  request.mutable_observation()->mutable_heartbeat_interval()->set_seconds(1);
+  Observer observer(*stub_, request);
+  ASSERT_TRUE(observer.ReadUntil([&] { return observer.heartbeats.size() >= 2; }));
+  EXPECT_EQ(observer.heartbeats.back().delivered(), static_cast<int64_t>(observer.events.size()));
+  EXPECT_EQ(observer.heartbeats.back().cursor().sequence(), observer.events.back().sequence());
+}
+
+TEST_F(ServerTest, GathersEventsWhileAWriteIsUnderWay) {
+  constexpr int kCount = 5000;
+  const auto child = Fork("i=0; while [ $i -lt " + std::to_string(kCount) +
+                          " ]; do i=$((i+1)); echo $i; done >&3; read -r line <&3");
+  Observer observer(*stub_, ObserveAfter(child));
+  ASSERT_TRUE(observer.ReadUntil([&] { return observer.FromChild().size() >= kCount; }));
+  EXPECT_EQ(observer.FromChild().back(), std::to_string(kCount));
+  EXPECT_TRUE(observer.gaps.empty());
+  EXPECT_LT(observer.batches, kCount / 2);
+}
+
+TEST_F(ServerTest, FreesAnObserverThatGoesAway) {
+  agent::Limits limits;
+  limits.observers_max = 1;
+  Start(limits, {});
+  const auto child = Fork(kEcho);
+  for (int i = 0; i < 3; ++i) {
+    const auto stub = Connect();  // its connection goes away too
+    // There is room when the server has noticed that the one before is gone.
+    const auto end = std::chrono::steady_clock::now() + kLimit;
+    bool shown = false;
+    while (!shown && std::chrono::steady_clock::now() < end) {
+      Observer observer(*stub, ObserveAfter(child));
+      shown = observer.ReadOne();
+      observer.Cancel();
+      (void)observer.Finish();
+    }
+    EXPECT_TRUE(shown);
+  }
+}
+
+TEST_F(ServerTest, RefusesOneObserverTooMany) {
+  agent::Limits limits;
+  limits.observers_max = 1;
+  Start(limits, {});
+  const auto child = Fork(kEcho);
+  Observer first(*stub_, ObserveAfter(child));
+  ASSERT_TRUE(first.ReadOne());
+  ExpectError(Observer(*stub_, ObserveAfter(child)).Finish(), StatusCode::RESOURCE_EXHAUSTED,
+              "OBSERVERS_LIMIT");
+}
+
+TEST_F(ServerTest, EndsAnObserverThatDoesNotReadAndDelaysNobody) {
+  agent::Limits limits;
+  limits.observers_max = 2;
+  Start(limits, {.write_stalled_ms_max = milliseconds(500)});
+  constexpr int kCount = 40;
+  const auto child = Fork("i=0; while [ $i -lt " + std::to_string(kCount) +
+                          " ]; do i=$((i+1)); printf '\"%0100000d\"\\n' $i; done >&3; "
+                          "read -r line <&3");
+  auto stalled_stub = Connect();
+  Observer stalled(*stalled_stub, ObserveAfter(child));
+  Observer observer(*stub_, ObserveAfter(child));
+  ASSERT_TRUE(observer.ReadUntil([&] {
+    size_t seen = observer.FromChild().size();
+    for (const v1::Gap& gap : observer.gaps) {
+      seen += static_cast<size_t>(gap.to_child_sequence() - gap.from_child_sequence() + 1);
+    }
+    return seen >= kCount;
+  }));
+  // Its place is free although it has read nothing; what was under way for it is lost.
+  const auto end = std::chrono::steady_clock::now() + kLimit;
+  while (!Observer(*stub_, ObserveAfter(child)).ReadOne() &&
+         std::chrono::steady_clock::now() < end) {
+  }
+  EXPECT_FALSE(stalled.ReadUntil([] { return false; }));
+  const grpc::Status status = stalled.Finish();
+  EXPECT_EQ(status.error_code(), StatusCode::ABORTED);
+  EXPECT_NE(status.error_message().find("STALLED"), std::string::npos) << status.error_message();
+}
+
+// --- Attach. ---
+
+TEST_F(ServerTest, HoldsAConversation) {
+  const auto child = Fork(kEcho);
+  v1::Observation observation;
+  observation.mutable_start()->set_latest(true);
+  Attachment attachment(*stub_, child.child().name(), false, observation);
+  for (int i = 1; i <= 100; ++i) ASSERT_TRUE(attachment.Send(std::to_string(i)));
+  const auto echoed = [&] {
+    std::vector<std::string> messages;
+    for (const v1::Event& event : attachment.events) {
+      if (event.has_from_child()) messages.push_back(event.json());
+    }
+    return messages;
+  };
+  ASSERT_TRUE(
+      attachment.ReadUntil([&] { return attachment.through == 100 && echoed().size() == 100; }));
+  for (int i = 0; i < 100; ++i) EXPECT_EQ(echoed()[i], std::to_string(i + 1));
+  EXPECT_TRUE(attachment.failed.empty());
+
+  ASSERT_TRUE(attachment.Disconnect());
+  attachment.HalfClose();
+  const grpc::Status status = attachment.Finish();
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(attachment.through, 101);
+  ASSERT_TRUE(attachment.fin.has_value());
+  EXPECT_EQ(attachment.fin->reason(), v1::Fin::REASON_HALF_CLOSED);
+}
+
+TEST_F(ServerTest, AnswersRequestsInOrderAndLetsOneFailAlone) {
+  const auto child = Fork(kEcho);
+  Attachment attachment(*stub_, child.child().name());
+  ASSERT_TRUE(attachment.Send("1"));
+  ASSERT_TRUE(attachment.Send("{"));
+  ASSERT_TRUE(attachment.Signal(12345));
+  ASSERT_TRUE(attachment.Send("4"));
+  attachment.HalfClose();
+  const grpc::Status status = attachment.Finish();
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(attachment.through, 4);
+  ASSERT_EQ(attachment.failed.size(), 2u);
+  EXPECT_EQ(attachment.failed[0].number(), 2);
+  EXPECT_EQ(attachment.failed[0].status().code(), StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(attachment.failed[0].status().details_size(), 1);
+  EXPECT_EQ(attachment.failed[1].number(), 3);
+}
+
+TEST_F(ServerTest, StopsAtTheFirstFailureIfAsked) {
+  const auto child = Fork(kEcho);
+  Observer observer(*stub_, ObserveAfter(child));
+  Attachment attachment(*stub_, child.child().name(), true);
+  ASSERT_TRUE(attachment.Send("1"));
+  ASSERT_TRUE(attachment.Send("{"));
+  attachment.Send("3");
+  attachment.HalfClose();
+  const grpc::Status status = attachment.Finish();
+  ExpectError(status, StatusCode::INVALID_ARGUMENT, "INVALID_JSON");
+  EXPECT_EQ(MetadataOf(status, "number"), "2");
+  EXPECT_EQ(attachment.through, 1);
+  // Nothing after it took effect.
+  ASSERT_TRUE(Send(child.child().name(), "4").ok());
+  ASSERT_TRUE(observer.ReadUntil([&] { return observer.FromChild().size() >= 2; }));
+  EXPECT_EQ(observer.FromChild(), (std::vector<std::string>{"1", "4"}));
+}
+
+TEST_F(ServerTest, RefusesAnAttachThatBreaksItsRules) {
+  const auto child = Fork(kEcho);
+  {
+    Context context;
+    auto stream = stub_->Attach(&context);
+    v1::AttachRequest request;
+    request.set_number(1);
+    request.mutable_send()->set_json("1");
+    stream->Write(request);
+    ExpectError(stream->Finish(), StatusCode::INVALID_ARGUMENT, "INVALID_ARGUMENT");
+  }
+  {
+    Attachment attachment(*stub_, child.child().name());
+    v1::AttachRequest request;
+    request.set_number(2);
+    request.mutable_send()->set_json("1");
+    attachment.Write(request);
+    ExpectError(attachment.Finish(), StatusCode::INVALID_ARGUMENT, "INVALID_ARGUMENT");
+  }
+  {
+    Attachment attachment(*stub_, child.child().name());
+    v1::AttachRequest request;
+    request.set_number(1);
+    request.mutable_open()->set_child("x");
+    attachment.Write(request);
+    ExpectError(attachment.Finish(), StatusCode::INVALID_ARGUMENT, "INVALID_ARGUMENT");
+  }
+  {
+    Context context;
+    auto stream = stub_->Attach(&context);
+    stream->WritesDone();
+    ExpectError(stream->Finish(), StatusCode::INVALID_ARGUMENT, "INVALID_ARGUMENT");
+  }
+}
+
+TEST_F(ServerTest, WaitsForRoomInsteadOfRefusing) {
+  // It reads when it is told to.
+  const auto child = Fork(
+      "trap 'while IFS= read -r line <&3; do echo \"${#line}\"; done' USR1; "
+      "echo ready; while :; do sleep 0.01; done");
+  Observer observer(*stub_, ObserveAfter(child));
+  ASSERT_TRUE(observer.ReadUntil([&] { return observer.Has(v1::Event::kOutput); }));
+  Attachment attachment(*stub_, child.child().name());
+  // Twice what the queue holds.
+  constexpr int kCount = 32;
+  const std::string json = '"' + std::string(1 << 18, 'x') + '"';
+  std::thread writer([&] {
+    for (int i = 0; i < kCount; ++i) attachment.Send(json);
+    attachment.HalfClose();
+  });
+  v1::Child now;
+  const auto end = std::chrono::steady_clock::now() + kLimit;
+  do {
+    ASSERT_TRUE(GetState(child.child().name(), &now).ok());
+  } while (now.queued_messages() < 10 && std::chrono::steady_clock::now() < end);
+  Context context;
+  v1::SignalChildRequest signal;
+  signal.set_child(child.child().name());
+  signal.set_signal(SIGUSR1);
+  v1::SignalChildResponse signalled;
+  ASSERT_TRUE(stub_->SignalChild(&context, signal, &signalled).ok());
+  const grpc::Status status = attachment.Finish();
+  writer.join();
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(attachment.through, kCount);
+  EXPECT_TRUE(attachment.failed.empty());
+}
+
+TEST_F(ServerTest, TakesBackWhatAnAttachThatEndsHasQueued) {
+  const auto child = Fork(kReadNothing);
+  FillQueue(child.child().name());
+  v1::Child before, now;
+  ASSERT_TRUE(GetState(child.child().name(), &before).ok());
+  Attachment attachment(*stub_, child.child().name());
+  for (int i = 0; i < 10; ++i) attachment.Send("1");
+  const auto end = std::chrono::steady_clock::now() + kLimit;
+  do {
+    ASSERT_TRUE(GetState(child.child().name(), &now).ok());
+  } while (now.queued_messages() < before.queued_messages() + 10 &&
+           std::chrono::steady_clock::now() < end);
+  attachment.Cancel();
+  EXPECT_EQ(attachment.Finish().error_code(), StatusCode::CANCELLED);
+  do {
+    ASSERT_TRUE(GetState(child.child().name(), &now).ok());
+  } while (now.queued_messages() > before.queued_messages() &&
+           std::chrono::steady_clock::now() < end);
+  EXPECT_EQ(now.queued_messages(), before.queued_messages());
+}
+
+// --- What is served beside. ---
+
+// Health's messages have the bytes of protobuf's wrappers.
+class HealthTest : public ServerTest {
+ protected:
+  grpc::Status Check(const std::string& service, int* status) {
+    Context context;
+    google::protobuf::StringValue request;
+    request.set_value(service);
+    google::protobuf::Int32Value response;
+    const auto channel = Channel();
+    const grpc::Status result = grpc::internal::BlockingUnaryCall(
+        channel.get(),
+        grpc::internal::RpcMethod("/grpc.health.v1.Health/Check",
+                                  grpc::internal::RpcMethod::NORMAL_RPC),
+        &context, request, &response);
+    *status = response.value();
+    return result;
+  }
+};
+
+TEST_F(HealthTest, IsServed) {
+  int status = 0;
+  for (const char* service : {"", "deka.bridge.v1.BridgeService"}) {
+    ASSERT_TRUE(Check(service, &status).ok());
+    EXPECT_EQ(status, 1);
+  }
+  ExpectError(Check("no.such.Service", &status), StatusCode::NOT_FOUND, "NOT_FOUND");
+  server_->AnnounceStop();
+  ASSERT_TRUE(Check("", &status).ok());
+  EXPECT_EQ(status, 2);
+  // Everything else goes on.
+  EXPECT_GT(Fork(kEcho).child().pid(), 0);
+}
+
+TEST_F(HealthTest, IsWatched) {
+  Context context;
+  google::protobuf::StringValue request;
+  const auto channel = Channel();
+  const std::unique_ptr<grpc::ClientReader<google::protobuf::Int32Value>> watch(
+      grpc::internal::ClientReaderFactory<google::protobuf::Int32Value>::Create(
+          channel.get(),
+          grpc::internal::RpcMethod("/grpc.health.v1.Health/Watch",
+                                    grpc::internal::RpcMethod::SERVER_STREAMING),
+          &context, request));
+  google::protobuf::Int32Value status;
+  ASSERT_TRUE(watch->Read(&status));
+  EXPECT_EQ(status.value(), 1);
+  server_->AnnounceStop();
+  ASSERT_TRUE(watch->Read(&status));
+  EXPECT_EQ(status.value(), 2);
+  server_->Stop(kLimit);
+  EXPECT_FALSE(watch->Read(&status));
+  ExpectError(watch->Finish(), StatusCode::UNAVAILABLE, "AGENT_STOPPING");
+}
+
+TEST_F(ServerTest, TellsWhatItServes) {
+  Context context;
+  const auto channel = Channel();
+  using Bytes = grpc::ByteBuffer;
+  const std::unique_ptr<grpc::ClientReaderWriter<Bytes, Bytes>> stream(
+      grpc::internal::ClientReaderWriterFactory<Bytes, Bytes>::Create(
+          channel.get(),
+          grpc::internal::RpcMethod(
+              "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+              grpc::internal::RpcMethod::BIDI_STREAMING),
+          &context));
+  const grpc::Slice list_services("\x3a\x00", 2);  // field 7, empty
+  ASSERT_TRUE(stream->Write(Bytes(&list_services, 1)));
+  Bytes response;
+  ASSERT_TRUE(stream->Read(&response));
+  grpc::Slice slice;
+  ASSERT_TRUE(response.DumpToSingleSlice(&slice).ok());
+  const std::string text(reinterpret_cast<const char*>(slice.begin()), slice.size());
+  EXPECT_NE(text.find("deka.bridge.v1.BridgeService"), std::string::npos);
+  stream->WritesDone();
+  EXPECT_TRUE(stream->Finish().ok());
+}
+
+// --- Connections, and the end. ---
+
+TEST_F(ServerTest, RefusesOneConnectionTooManyAndSaysSo) {
+  Start({}, {.connections_max = 1});
+  Fork(kEcho);
+  const auto other = Connect();
+  Context context;
+  v1::ListChildrenRequest request;
+  request.set_parent("agents/-");
+  v1::ListChildrenResponse response;
+  const grpc::Status status = other->ListChildren(&context, request, &response);
+  EXPECT_EQ(status.error_code(), StatusCode::UNAVAILABLE);
+}
+
+TEST_F(ServerTest, RefusesASecondServerOfTheSameSocket) {
+  const auto second = Server::Start(*agent_, {.listen = {"unix:" + path_}});
+  EXPECT_EQ(ipc::ReasonOf(second.status()), ipc::Reason::kAddressInUse);
+  EXPECT_GT(Fork(kEcho).child().pid(), 0);
+}
+
+TEST_F(ServerTest, AnswersThoseWhoConnectedBeforeItServes) {
+  const std::string path = directory_ + "/b.sock";
+  auto server = Server::Open(*agent_, {.listen = {"unix:" + path}});
+  ASSERT_TRUE(server.ok()) << server.status();
+  const auto stub = v1::BridgeService::NewStub(
+      grpc::CreateChannel("unix:" + path, grpc::InsecureChannelCredentials()));
+  auto answer = std::async(std::launch::async, [&] {
+    Context context;
+    v1::ListChildrenRequest request;
+    request.set_parent("agents/-");
+    v1::ListChildrenResponse response;
+    return stub->ListChildren(&context, request, &response);
+  });
+  EXPECT_EQ(answer.wait_for(milliseconds(50)), std::future_status::timeout);
+  (*server)->Serve();
+  EXPECT_TRUE(answer.get().ok());
+}
+
+TEST_F(ServerTest, EndsStreamsWithACursor) {
+  const auto child = Fork(kEcho);
+  Observer observer(*stub_, ObserveAfter(child));
+  ASSERT_TRUE(observer.ReadUntil([&] { return observer.Has(v1::Event::kStarted); }));
+  v1::Observation observation;
+  Attachment attachment(*stub_, child.child().name(), false, observation);
+  ASSERT_TRUE(attachment.ReadUntil([&] { return attachment.attached; }));
+  std::thread stop([&] { server_->Stop(kLimit); });
+  EXPECT_FALSE(observer.ReadUntil([] { return false; }));
+  EXPECT_TRUE(observer.Finish().ok());
+  ASSERT_TRUE(observer.fin.has_value());
+  EXPECT_EQ(observer.fin->reason(), v1::Fin::REASON_AGENT_STOPPING);
+  EXPECT_EQ(observer.fin->cursor().sequence(), observer.events.back().sequence());
+  ExpectError(attachment.Finish(), StatusCode::UNAVAILABLE, "AGENT_STOPPING");
+  EXPECT_TRUE(attachment.fin.has_value());
+  stop.join();
+  EXPECT_FALSE(std::filesystem::exists(path_));
+  EXPECT_EQ(Send(child.child().name(), "1").error_code(), StatusCode::UNAVAILABLE);
+}
+
+TEST_F(ServerTest, ShowsTheEndOfItsChildrenWhenTheAgentStopsFirst) {
+  const auto child = Fork(kEcho);
+  Observer observer(*stub_, ObserveAfter(child));
+  ASSERT_TRUE(observer.ReadUntil([&] { return observer.Has(v1::Event::kStarted); }));
+  StopAgent();
+  EXPECT_FALSE(observer.ReadUntil([] { return false; }));
+  EXPECT_TRUE(observer.Has(v1::Event::kClosed));
+  ASSERT_TRUE(observer.fin.has_value());
+  EXPECT_EQ(observer.fin->reason(), v1::Fin::REASON_AGENT_STOPPING);
+  ExpectError(Send(child.child().name(), "1"), StatusCode::UNAVAILABLE, "AGENT_STOPPING");
+}
+
+TEST_F(ServerTest, EndsWithCallsUnderWay) {
+  const auto child = Fork(kReadNothing);
+  FillQueue(child.child().name());
+  Attachment attachment(*stub_, child.child().name());
+  ASSERT_TRUE(attachment.Send("1"));
+  Observer observer(*stub_, ObserveAfter(child));
+  ASSERT_TRUE(observer.ReadOne());
+  auto send = std::async(std::launch::async, [&] { return Send(child.child().name(), "1"); });
+  server_->Stop(milliseconds(0));
+  EXPECT_FALSE(send.get().ok());
+  EXPECT_FALSE(attachment.Finish().ok());
+}
+
+}  // namespace
+}  // namespace deka::server
