@@ -1,0 +1,300 @@
+// deka-agent: forks children, serves them on Unix sockets, and ends them in order.
+//
+//   main thread: command line -> configuration -> sockets -> children -> the loop, until a signal
+//   stopping:    health NOT_SERVING -> agent::Agent::Stop -> server::Server::Stop -> exit
+//
+// docs/deka-agent.md is its manual.
+
+#include <fmt/format.h>
+#include <pthread.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "agent/agent.h"
+#include "ipc/error.h"
+#include "ipc/event_loop.h"
+#include "ipc/version.h"
+#include "server/config.h"
+#include "server/descriptors.h"
+#include "server/listener.h"
+#include "server/server.h"
+#include "spdlog/sinks/stdout_sinks.h"
+#include "spdlog/spdlog.h"
+
+namespace deka::server {
+namespace {
+
+namespace v1 = ::deka::bridge::v1;
+
+// What the manual says they mean.
+enum ExitCode { kStopped = 0, kFailed = 1, kUsage = 2 };
+
+// For calls under way when everything else has ended: observers read their last events and `fin`.
+constexpr std::chrono::milliseconds kCallsEndMsMax{2000};
+
+std::string_view TextOf(const absl::Status& status) {
+  return {status.message().data(), status.message().size()};
+}
+
+// To standard error: standard output says nothing, so that a caller may wait for its end.
+void LogToStandardError() {
+  auto log = spdlog::stderr_logger_mt("deka-agent");
+  log->set_pattern("deka-agent: %l: %v");
+  spdlog::set_default_logger(std::move(log));
+  const char* verbose = getenv("DEKA_VERBOSE");
+  if (verbose != nullptr && std::string_view(verbose) == "1") {
+    spdlog::set_level(spdlog::level::debug);
+  }
+}
+
+// The signals that stop the agent. SIGHUP stays ignored where it is, as under nohup.
+sigset_t StopSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  struct sigaction hangup = {};
+  if (sigaction(SIGHUP, nullptr, &hangup) == 0 && hangup.sa_handler != SIG_IGN) {
+    sigaddset(&signals, SIGHUP);
+  }
+  return signals;
+}
+
+// An agent's life, from its sockets to its end.
+class AgentProcess {
+ public:
+  AgentProcess(Config config, std::vector<std::string> listen, const sigset_t& stop_signals)
+      : config_(std::move(config)), listen_(std::move(listen)), stop_signals_(stop_signals) {
+    if (listen_.empty()) {
+      listen_.assign(config_.proto().listen().begin(), config_.proto().listen().end());
+    }
+  }
+
+  ExitCode Run() {
+    if (absl::Status status = Open(); !status.ok()) {
+      spdlog::error("{}", TextOf(status));
+      return kFailed;
+    }
+    signals_ = signalfd(-1, &stop_signals_, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (signals_ < 0) {
+      spdlog::error("can't wait for signals: {}", strerror(errno));
+      return kFailed;
+    }
+    {
+      ipc::Watch watch(loop_, signals_, [this](int) { TakeSignals(); });
+      watch.Want(ipc::Watch::kReadable);
+      loop_.Hold();
+      loop_.Post([this] { ForkNext(); });
+      loop_.Run();
+      loop_.Release();
+    }
+    close(signals_);
+    if (ending_.joinable()) ending_.join();
+    return exit_code_;
+  }
+
+ private:
+  absl::Status Open() {
+    agent::Limits limits = config_.limits();
+    size_t connections_max = config_.connections_max();
+    const DescriptorLimit descriptors =
+        RaiseDescriptorLimit(DescriptorsFor(limits, connections_max));
+    if (const std::string said = FitToDescriptors(descriptors.now, limits, connections_max);
+        !said.empty()) {
+      spdlog::warn("{}", said);
+    }
+    agent::Agent::Options options;
+    options.id = config_.proto().agent_id();
+    options.limits = limits;
+    options.descriptors_soft_max = descriptors.before;
+    absl::StatusOr<std::unique_ptr<agent::Agent>> agent =
+        agent::Agent::Create(loop_, std::move(options));
+    if (!agent.ok()) return InConfig(agent.status());
+    agent_ = *std::move(agent);
+    absl::StatusOr<std::unique_ptr<Server>> server =
+        Server::Open(*agent_, {.listen = listen_, .connections_max = connections_max});
+    if (!server.ok()) return server.status();
+    server_ = *std::move(server);
+    return absl::OkStatus();
+  }
+
+  // An error of what the agent was made with, as one of the configuration.
+  absl::Status InConfig(const absl::Status& status) const {
+    const std::optional<std::string> field = ipc::MetadataOf(status, "field");
+    if (!field) return status;
+    if (*field == "id" || *field == "agent_id") return config_.Error("agent_id", TextOf(status));
+    for (const std::string_view of_child :
+         {"message_bytes_max", "queue_bytes_max", "log_bytes_max"}) {
+      if (*field == of_child) return config_.Error("limits.child." + *field, TextOf(status));
+    }
+    return config_.Error("limits." + *field, TextOf(status));
+  }
+
+  // The configuration's children, one after the other; then clients are answered.
+  void ForkNext() {
+    if (stopping_) return;
+    if (forked_ == config_.proto().children_size()) {
+      server_->Serve();
+      for (const std::string& path : server_->paths()) {
+        spdlog::info("agent {} ({}) serves unix:{}", agent_->id(), ipc::kVersion, path);
+      }
+      return;
+    }
+    v1::ForkChildRequest request;
+    request.set_parent("agents/-");
+    *request.mutable_spec() = config_.proto().children(forked_);
+    agent_->ForkChild(std::move(request), {.principal = "agent", .client = ""},
+                      [this](absl::StatusOr<v1::ForkChildResponse> response) {
+                        loop_.Post([this, status = response.status()] { Forked(status); });
+                      });
+  }
+
+  void Forked(const absl::Status& status) {
+    const int child = std::exchange(forked_, forked_ + 1);
+    if (status.ok()) {
+      ForkNext();
+    } else if (!stopping_) {
+      std::string field = ipc::MetadataOf(status, "field").value_or("spec.program");
+      if (constexpr std::string_view kSpec = "spec"; field.starts_with(kSpec)) {
+        field.erase(0, kSpec.size());
+      } else {
+        field.insert(0, ".");
+      }
+      spdlog::error(
+          "{}", TextOf(config_.Error(fmt::format("children[{}]{}", child, field), TextOf(status))));
+      exit_code_ = kFailed;
+      Stop();
+    }
+  }
+
+  void TakeSignals() {
+    signalfd_siginfo signal = {};
+    while (read(signals_, &signal, sizeof(signal)) == sizeof(signal)) {
+      const std::string name =
+          fmt::format("SIG{}", sigabbrev_np(static_cast<int>(signal.ssi_signo)));
+      if (!stopping_) {
+        spdlog::info("{}: stopping; once more to end the children at once", name);
+        Stop();
+      } else if (!hurried_) {
+        spdlog::info("{}: ending the children at once", name);
+        Hurry();
+      }
+    }
+  }
+
+  void Stop() {
+    stopping_ = true;
+    server_->AnnounceStop();
+    agent_->Stop({}, [this] { End(); });
+  }
+
+  void Hurry() {
+    hurried_ = true;
+    using std::chrono::milliseconds;
+    agent_->Stop({.disconnect_ms_max = milliseconds(0), .terminate_ms_max = milliseconds(0)},
+                 [] {});
+  }
+
+  // The agent has stopped. Calls under way may still ask it something, so the loop goes on
+  // meanwhile.
+  void End() {
+    ending_ = std::thread([this] {
+      server_->Stop(kCallsEndMsMax);
+      loop_.Stop();
+    });
+  }
+
+  const Config config_;
+  std::vector<std::string> listen_;
+  const sigset_t stop_signals_;
+
+  ipc::EventLoop loop_;
+  std::unique_ptr<agent::Agent> agent_;
+  std::unique_ptr<Server> server_;
+  int signals_ = -1;
+  int forked_ = 0;  // of the configuration's children
+  bool stopping_ = false;
+  bool hurried_ = false;
+  std::thread ending_;
+  ExitCode exit_code_ = kStopped;
+};
+
+int Main(int argc, char** argv) {
+  CLI::App app(
+      "Forks children, records what they say, and lets others on this host send to, observe and "
+      "disconnect them.",
+      "deka-agent");
+  std::vector<std::string> listen;
+  std::string config_path;
+  app.add_option("--listen", listen,
+                 "Serve this Unix socket; may be given several times. Its directory is one that "
+                 "only you can open, and is made if it is missing. Default: those of the "
+                 "configuration, else $XDG_RUNTIME_DIR/deka/agent.sock, /run/deka/agent.sock for "
+                 "root, /tmp/deka-UID/agent.sock.")
+      ->type_name("unix:PATH")
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  app.add_option("--config", config_path,
+                 "A textproto of deka.bridge.v1.AgentConfig: children to start, sockets, limits.")
+      ->type_name("FILE");
+  app.set_version_flag("--version", fmt::format("deka-agent {}", ipc::kVersion),
+                       "Say which version this is.");
+  app.set_help_flag("-h,--help", "Say this.");
+  app.footer(
+      "SIGTERM, SIGINT and SIGHUP end the children in order, then the agent, with exit code 0; a "
+      "second one ends the children at once.\n"
+      "DEKA_VERBOSE=1 says more, DEKA_IPC_DEBUG=1 shows each frame.\n\n"
+      "  deka-agent --listen unix:$HOME/.deka/agent.sock --config agent.textproto");
+  LogToStandardError();
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& asked) {
+    return app.exit(asked);
+  } catch (const CLI::ParseError& error) {
+    spdlog::error("{}; deka-agent --help lists the options", error.what());
+    return kUsage;
+  }
+  for (const std::string& address : listen) {
+    if (const auto path = SocketPath(address); !path.ok()) {
+      spdlog::error("--listen: {}", TextOf(path.status()));
+      return kUsage;
+    }
+  }
+  Config config;
+  if (!config_path.empty()) {
+    absl::StatusOr<Config> read = Config::Read(config_path);
+    if (!read.ok()) {
+      spdlog::error("{}", TextOf(read.status()));
+      return kFailed;
+    }
+    config = *std::move(read);
+  }
+
+  // Before there are threads, so that all of them leave these signals to the loop.
+  const sigset_t stop_signals = StopSignals();
+  pthread_sigmask(SIG_BLOCK, &stop_signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  return AgentProcess(std::move(config), std::move(listen), stop_signals).Run();
+}
+
+}  // namespace
+}  // namespace deka::server
+
+int main(int argc, char** argv) { return deka::server::Main(argc, argv); }
