@@ -89,6 +89,8 @@ bool IsConnectionLost(const absl::Status& status) {
   }
   switch (status.code()) {
     case absl::StatusCode::kUnavailable:
+    // STALLED: a call that the agent ends in the middle of a write carries no details.
+    case absl::StatusCode::kAborted:
     // A stream that was reset, by whatever is between here and the agent's own answer.
     case absl::StatusCode::kCancelled:
     case absl::StatusCode::kInternal:
