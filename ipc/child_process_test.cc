@@ -213,20 +213,28 @@ TEST_F(ChildProcessTest, ABadLineIsAnErrorAndTheNextOneIsHeard) {
 }
 
 TEST_F(ChildProcessTest, LastWordsAreHeardBeforeTheExitHoweverLongThePause) {
-  ForkOptions options = Program({"words", "5000"});
-  options.exit_drain_ms_max = milliseconds(1);
+  ForkOptions options = Shell(Say("1") + Say("2") + "exit 7");
+  options.exit_drain_ms_max = milliseconds(200);
   Fork(std::move(options));
   heard_.on_event = [&](char event) {
     if (event == 'm') child_->PauseReading();
   };
   ASSERT_TRUE(UntilHeard('m'));
-  RunFor(loop_, milliseconds(100));
+  ASSERT_TRUE(Until([&] { return child_->exited(); }));
+  RunFor(loop_, milliseconds(400));
   EXPECT_EQ(heard_.order, "Sm");
   heard_.on_event = nullptr;
   child_->ResumeReading();
-  // From here the child may need a moment to write the rest; it holds the process up, not us.
   ASSERT_TRUE(UntilHeard('C'));
-  EXPECT_EQ(heard_.messages.size(), 5000u);
+  EXPECT_EQ(heard_.order, "SmmDXC");
+  EXPECT_EQ(heard_.exit->code, 7);
+  EXPECT_TRUE(heard_.exit->drained);
+}
+
+TEST_F(ChildProcessTest, AllThatAChildQueuedComesBeforeItsDisconnect) {
+  Fork(Program({"words", "5000"}));
+  ASSERT_TRUE(UntilHeard('C'));
+  EXPECT_EQ(heard_.order, 'S' + std::string(5000, 'm') + "DXC");
   EXPECT_EQ(heard_.messages.back(), "4999");
   EXPECT_EQ(heard_.exit->code, 7);
 }
