@@ -28,6 +28,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kPageSize = 100;
 constexpr int kPageSizeMax = 1000;
+constexpr size_t kPageBytesMax = 1 << 20;  // but for one child: stock clients receive 4 MiB
 
 v1::Sender SenderOf(const Caller& caller) {
   v1::Sender sender;
@@ -119,7 +120,8 @@ class Agent::Impl : public std::enable_shared_from_this<Agent::Impl> {
         queues_(options_.limits.queues_bytes_max),
         forget_timer_(loop),
         forget_task_(loop, [this] { ForgetEnded(); }),
-        stop_timer_(loop) {}
+        stop_timer_(loop),
+        stop_task_(loop, [this] { HastenStop(); }) {}
 
   const std::string& id() const { return options_.id; }
   ipc::EventLoop& loop() { return loop_; }
@@ -181,6 +183,7 @@ class Agent::Impl : public std::enable_shared_from_this<Agent::Impl> {
   std::vector<std::string> SnapshotOf(const ObservationPlan& plan) const;
 
   void ForgetOldForks();
+  void OnExited();
   void OnClosed(RecordedChild& child);
   void ForgetEnded();
 
@@ -192,6 +195,8 @@ class Agent::Impl : public std::enable_shared_from_this<Agent::Impl> {
   void SendTerm();
   void SendKill();
   void FinishStop();
+  // Goes on at once if what a phase waits for has happened.
+  void HastenStop();
 
   ipc::EventLoop& loop_;
   const Options options_;
@@ -215,10 +220,12 @@ class Agent::Impl : public std::enable_shared_from_this<Agent::Impl> {
   std::deque<std::pair<Clock::time_point, std::string>> forks_by_age_;
 
   bool stopping_ = false;
+  bool killing_ = false;  // the last phase
   bool stopped_ = false;
   StopOptions stop_options_;
   std::vector<absl::AnyInvocable<void()>> stop_done_;
   ipc::Timer stop_timer_;
+  ipc::TurnTask stop_task_;
 };
 
 absl::StatusOr<RecordedChild*> Agent::Impl::Make(Agent::Description description,
@@ -252,6 +259,7 @@ absl::StatusOr<RecordedChild*> Agent::Impl::Make(Agent::Description description,
                                  .log = log_,
                                  .queues = queues_,
                                  .limits = options_.limits,
+                                 .on_exited = [this] { OnExited(); },
                                  .on_closed = [this](RecordedChild& closed) { OnClosed(closed); }},
       RecordedChild::Description{.id = std::move(id),
                                  .display_name = std::move(description.display_name),
@@ -478,13 +486,15 @@ absl::StatusOr<v1::ListChildrenResponse> Agent::Impl::ListChildren(
   response.mutable_cursor()->set_agent(id());
   response.mutable_cursor()->set_epoch(log_.epoch());
   response.mutable_cursor()->set_sequence(place.sequence);
+  size_t page_bytes = 0;
   for (auto entry = children_.upper_bound(place.after); entry != children_.end(); ++entry) {
     if (!matches(entry->second.get())) continue;
-    if (response.children_size() == page_size) {
+    if (response.children_size() == page_size || page_bytes >= kPageBytesMax) {
       response.set_next_page_token(place.Token(query_bytes, seed_));
       break;
     }
-    *response.add_children() = entry->second->ToProto();
+    v1::Child& child = *response.add_children() = entry->second->ToProto();
+    page_bytes += child.ByteSizeLong();
     place.after = entry->first;
   }
   return response;
@@ -539,11 +549,14 @@ absl::StatusOr<std::unique_ptr<Observation>> Agent::Impl::Observe(
   return log_.Observe(std::move(plan));
 }
 
+void Agent::Impl::OnExited() {
+  if (stopping_) stop_task_.Schedule();
+}
+
 void Agent::Impl::OnClosed(RecordedChild& child) {
   ended_.emplace_back(Clock::now(), by_id_.at(child.id()));
   forget_task_.Schedule();
-  if (stopping_ && ended_.size() == children_.size())
-    stop_timer_.Start({}, [this] { FinishStop(); });
+  if (stopping_) stop_task_.Schedule();
 }
 
 void Agent::Impl::ForgetEnded() {
@@ -601,9 +614,15 @@ void Agent::Impl::SendTerm() {
 }
 
 void Agent::Impl::SendKill() {
+  killing_ = true;
   if (ended_.size() == children_.size()) return FinishStop();
   Terminate(SIGKILL);
   stop_timer_.Start(stop_options_.kill_ms_max, [this] { FinishStop(); });
+}
+
+void Agent::Impl::HastenStop() {
+  if (ended_.size() == children_.size()) return FinishStop();
+  if (!killing_ && !AnyRunning()) SendKill();
 }
 
 void Agent::Impl::FinishStop() {

@@ -46,7 +46,7 @@ class Child {
   virtual bool connected() const = 0;
 
   // As ipc::ChildProcess::Send. `on_written` (may be empty) is told the outcome once, on the loop's
-  // thread.
+  // thread; not if the agent is destroyed first.
   virtual absl::StatusOr<ipc::Channel::Accepted> Send(
       std::string_view json, absl::AnyInvocable<void(absl::Status)> on_written = {}) = 0;
   // Node's disconnect(): at once.

@@ -139,6 +139,14 @@ RecordedChild::RecordedChild(const Environment& environment, Description descrip
 RecordedChild::~RecordedChild() {
   environment_.queues.Forget(*this);
   environment_.queues.Change(queued_bytes_, 0);
+  const absl::Status unknown =
+      ipc::MakeError(ipc::Reason::kOutcomeUnknown,
+                     "the agent ended while the message was in its queue: whether the child got it "
+                     "is not known");
+  for (const auto& [tag, message] : queued_) {
+    for (const std::shared_ptr<Call>& call : message->calls) call->Fail(unknown);
+  }
+  RefuseWaiting(StoppingError());
 }
 
 absl::Status RecordedChild::Fork(ipc::ForkOptions options, std::chrono::milliseconds timeout,
@@ -633,6 +641,7 @@ void RecordedChild::OnExit(ipc::ExitStatus status) {
   Stage(v1::Event::kExited, exited);
   environment_.log.Commit();
   RefuseWaiting(ExitedError());
+  environment_.on_exited();
   if (listener_ != nullptr) listener_->OnExit(*this, status);
 }
 

@@ -14,7 +14,8 @@
 // Call to the Message of the first. Messages with an id are remembered, finished ones up to a count
 // and a time. Messages that wait for room stand in one line; nothing overtakes them.
 //
-// Thread: the loop's. The destructor releases the process; calls that still wait are answered.
+// Thread: the loop's. The destructor releases the process; calls that still wait are answered
+// (OUTCOME_UNKNOWN if their message is in the queue).
 #ifndef AGENT_RECORDED_CHILD_H_
 #define AGENT_RECORDED_CHILD_H_
 
@@ -80,6 +81,8 @@ class RecordedChild final : public Child, private ipc::ChildProcess::Listener {
     EventLog& log;
     QueueBudget& queues;
     const Limits& limits;
+    // After `exited` is recorded, in a call of the child's.
+    std::function<void()> on_exited;
     // After the child's last event and its listener's OnClose.
     std::function<void(RecordedChild&)> on_closed;
   };
