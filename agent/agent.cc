@@ -188,7 +188,9 @@ class Agent::Impl : public std::enable_shared_from_this<Agent::Impl> {
   void ForgetEnded();
 
   // Stopping: the phases, one after the other.
+  enum class Phase { kDisconnect, kTerminate, kKill };
   void Stop(StopOptions options, absl::AnyInvocable<void()> done);
+  void Hurry(StopOptions options);
   bool AnyRunning() const;
   void Terminate(int signal);
   void Disconnect();
@@ -223,6 +225,7 @@ class Agent::Impl : public std::enable_shared_from_this<Agent::Impl> {
   bool killing_ = false;  // the last phase
   bool stopped_ = false;
   StopOptions stop_options_;
+  Phase stop_phase_ = Phase::kDisconnect;
   std::vector<absl::AnyInvocable<void()>> stop_done_;
   ipc::Timer stop_timer_;
   ipc::TurnTask stop_task_;
@@ -578,9 +581,23 @@ void Agent::Impl::ForgetEnded() {
 void Agent::Impl::Stop(StopOptions options, absl::AnyInvocable<void()> done) {
   if (stopped_) return done();
   stop_done_.push_back(std::move(done));
-  if (std::exchange(stopping_, true)) return;
+  if (std::exchange(stopping_, true)) return Hurry(options);
   stop_options_ = options;
   Disconnect();
+}
+
+void Agent::Impl::Hurry(StopOptions options) {
+  const auto shorten = [this](Phase phase, std::chrono::milliseconds& limit,
+                              std::chrono::milliseconds asked, void (Impl::*next)()) {
+    if (asked >= limit) return;
+    limit = asked;
+    if (phase == stop_phase_) stop_timer_.Start(limit, [this, next] { (this->*next)(); });
+  };
+  shorten(Phase::kDisconnect, stop_options_.disconnect_ms_max, options.disconnect_ms_max,
+          &Impl::SendTerm);
+  shorten(Phase::kTerminate, stop_options_.terminate_ms_max, options.terminate_ms_max,
+          &Impl::SendKill);
+  shorten(Phase::kKill, stop_options_.kill_ms_max, options.kill_ms_max, &Impl::FinishStop);
 }
 
 bool Agent::Impl::AnyRunning() const {
@@ -610,6 +627,7 @@ void Agent::Impl::Terminate(int signal) {
 void Agent::Impl::SendTerm() {
   if (!AnyRunning()) return SendKill();
   Terminate(SIGTERM);
+  stop_phase_ = Phase::kTerminate;
   stop_timer_.Start(stop_options_.terminate_ms_max, [this] { SendKill(); });
 }
 
@@ -617,6 +635,7 @@ void Agent::Impl::SendKill() {
   killing_ = true;
   if (ended_.size() == children_.size()) return FinishStop();
   Terminate(SIGKILL);
+  stop_phase_ = Phase::kKill;
   stop_timer_.Start(stop_options_.kill_ms_max, [this] { FinishStop(); });
 }
 

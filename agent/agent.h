@@ -142,7 +142,8 @@ class Agent {
   // Ends everything in order: refuses new requests with kAgentStopping; disconnects every child
   // (kFlush, at most `flush`); sends SIGTERM to those that still run and waits at most `terminate`;
   // sends SIGKILL; waits for each `exited` and `closed`; then ends the observations (Fin,
-  // AGENT_STOPPING). `done` when all is over. Any thread.
+  // AGENT_STOPPING). `done` when all is over. Called again, what is shorter than before holds from
+  // then on. Any thread.
   struct StopOptions {
     std::chrono::milliseconds disconnect_ms_max{2000};  // from disconnect to SIGTERM
     std::chrono::milliseconds terminate_ms_max{5000};   // from SIGTERM to SIGKILL
