@@ -222,7 +222,6 @@ class Agent::Impl : public std::enable_shared_from_this<Agent::Impl> {
   std::deque<std::pair<Clock::time_point, std::string>> forks_by_age_;
 
   bool stopping_ = false;
-  bool killing_ = false;  // the last phase
   bool stopped_ = false;
   StopOptions stop_options_;
   Phase stop_phase_ = Phase::kDisconnect;
@@ -632,16 +631,15 @@ void Agent::Impl::SendTerm() {
 }
 
 void Agent::Impl::SendKill() {
-  killing_ = true;
+  stop_phase_ = Phase::kKill;
   if (ended_.size() == children_.size()) return FinishStop();
   Terminate(SIGKILL);
-  stop_phase_ = Phase::kKill;
   stop_timer_.Start(stop_options_.kill_ms_max, [this] { FinishStop(); });
 }
 
 void Agent::Impl::HastenStop() {
   if (ended_.size() == children_.size()) return FinishStop();
-  if (!killing_ && !AnyRunning()) SendKill();
+  if (stop_phase_ != Phase::kKill && !AnyRunning()) SendKill();
 }
 
 void Agent::Impl::FinishStop() {

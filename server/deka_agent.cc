@@ -116,10 +116,7 @@ class AgentProcess {
     size_t connections_max = config_.connections_max();
     const DescriptorLimit descriptors =
         RaiseDescriptorLimit(DescriptorsFor(limits, connections_max));
-    if (const std::string said = FitToDescriptors(descriptors.now, limits, connections_max);
-        !said.empty()) {
-      spdlog::warn("{}", said);
-    }
+    const std::string lowered = FitToDescriptors(descriptors.now, limits, connections_max);
     agent::Agent::Options options;
     options.id = config_.proto().agent_id();
     options.limits = limits;
@@ -132,6 +129,7 @@ class AgentProcess {
         Server::Open(*agent_, {.listen = listen_, .connections_max = connections_max});
     if (!server.ok()) return server.status();
     server_ = *std::move(server);
+    if (!lowered.empty()) spdlog::warn("{}", lowered);
     return absl::OkStatus();
   }
 

@@ -1,0 +1,305 @@
+"""deka-agent as a program: its command line, its configuration, whose socket it serves, and its end by signals."""
+
+import os
+import re
+import resource
+import signal
+import socket
+import stat
+import subprocess
+import time
+
+import bridge
+from bridge import Code
+
+AGENT = os.path.abspath(os.environ["DEKA_AGENT"])
+MANUAL = "docs/deka-agent.md"
+
+
+class ProgramTest(bridge.TestCase):
+    """What ends before it serves."""
+
+    def run_agent(self, *arguments, **options):
+        return subprocess.run(
+            [AGENT, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=bridge.DEADLINE_S,
+            check=False,
+            **options,
+        )
+
+    def fails(self, code, *arguments, **options):
+        """It ends with this code, and what it says of it, in one line."""
+        done = self.run_agent(*arguments, **options)
+        self.assertEqual((done.returncode, done.stdout), (code, ""), done.stderr)
+        errors = [line for line in done.stderr.splitlines() if line.startswith("deka-agent: error: ")]
+        self.assertEqual(len(errors), 1, done.stderr)
+        return errors[0]
+
+    def config(self, text):
+        path = os.path.join(self.directory, "agent.textproto")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        return path
+
+    @property
+    def listen(self):
+        return "unix:" + os.path.join(self.directory, "agent.sock")
+
+    def test_version_and_help(self):
+        done = self.run_agent("--version")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertRegex(done.stdout, r"^deka-agent \d+\.\d+\.\d+\n$")
+        for flag in ("--help", "-h"):
+            done = self.run_agent(flag)
+            self.assertEqual((done.returncode, done.stderr), (0, ""))
+            for word in ("--listen", "--config", "--version", "SIGTERM", "unix:PATH"):
+                self.assertIn(word, done.stdout)
+
+    def test_the_manual_names_every_option(self):
+        with open(MANUAL, encoding="utf-8") as file:
+            manual = file.read()
+        options = set(re.findall(r"--\w+", self.run_agent("--help").stdout))
+        self.assertEqual(set(re.findall(r"`(--\w+)", manual)), options)
+
+    def test_a_wrong_command_line(self):
+        for arguments in (["--lisen", self.listen], ["serve"], ["--listen"], ["--config"]):
+            with self.subTest(arguments=arguments):
+                self.assertIn("--help", self.fails(2, *arguments))
+
+    def test_addresses_that_are_refused(self):
+        for address in ("0.0.0.0:4711", "localhost:4711", "tcp:127.0.0.1:1", "[::]:80", "/tmp/agent.sock", ""):
+            with self.subTest(address=address):
+                error = self.fails(2, "--listen", address)
+                self.assertIn(f'"{address}"', error)
+                self.assertIn("give unix:PATH", error)
+        self.assertIn("abstract", self.fails(2, "--listen", "unix:@agent"))
+        # One that is right beside it changes nothing.
+        self.fails(2, "--listen", self.listen, "--listen", "0.0.0.0:4711")
+        self.assertFalse(os.path.exists(self.listen.removeprefix("unix:")))
+
+    def test_a_path_as_long_as_it_may_be(self):
+        longest = self.directory + "/" + "x" * (107 - len(self.directory) - 1)
+        self.assertIn("at most 107", self.fails(2, "--listen", f"unix:{longest}x"))
+        agent = self.start_agent(arguments=["--listen", f"unix:{longest}"])
+        self.assertTrue(os.path.exists(longest))
+        self.assertEqual(agent.stop(), 0)
+        self.assertFalse(os.path.exists(longest))
+
+    def test_a_directory_that_others_can_open(self):
+        os.chmod(self.directory, 0o755)
+        error = self.fails(1, "--listen", self.listen)
+        self.assertIn(self.directory, error)
+        self.assertIn("chmod 700", error)
+
+    def test_a_file_that_cannot_be_read(self):
+        missing = os.path.join(self.directory, "none")
+        self.assertIn(f"{missing}: can't read it", self.fails(1, "--config", missing))
+        self.assertIn("directory", self.fails(1, "--config", self.directory))
+
+    def test_a_broken_file(self):
+        for text, where in (
+            ('agent_id: "a"\n\nchildrn { program: "x" }\n', ":3:1: childrn: "),
+            ('children {\n  program: "x"\n  args: 5\n}\n', ":3:9: children.args: "),
+            ('limits {\n  child {\n    queue_bytes_max: "x"\n  }\n}\n', ":3:22: limits.child.queue_bytes_max: "),
+            ("limits {\n  children_max: -1\n}\n", ":2:3: limits.children_max: "),
+            ('listen: "unix:/a"\nlisten: "0.0.0.0:1"\n', ":2:1: listen[1]: "),
+            ('agent_id: "Not An Id"\n', ":1:1: agent_id: "),
+            # Limits that do not fit each other.
+            ("limits {\n  child { log_bytes_max: 5 }\n}\n", ":2:11: limits.child.log_bytes_max: "),
+            ('children { program: "/bin/true" }\nchildren {\n  program: "/no/such"\n}\n', ":3:3: children[1].program: "),
+            ('children {\n  program: "/bin/true"\n  display_name: "no spaces"\n}\n', ":3:3: children[0].display_name: "),
+            ('children {\n  display_name: "x"\n}\n', ":1:1: children[0].program: "),
+        ):
+            with self.subTest(text=text):
+                path = self.config(text)
+                error = self.fails(1, "--listen", self.listen, "--config", path)
+                self.assertIn(path + where, error)
+                self.assertFalse(os.path.exists(self.listen.removeprefix("unix:")))
+
+    def test_no_room_for_so_many_children(self):
+        """Limits that the descriptors do not allow are lowered, and said."""
+
+        def few_descriptors():
+            resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
+
+        done = self.run_agent(
+            "--listen",
+            self.listen,
+            "--config",
+            self.config('limits { children_max: 1 connections_max: 10 }\nchildren { program: "/no/such" }\n'),
+            preexec_fn=few_descriptors,
+        )
+        self.assertNotIn("descriptors allows", done.stderr)
+        done = self.run_agent(
+            "--listen",
+            self.listen,
+            "--config",
+            self.config('limits { children_max: 100 connections_max: 10 }\nchildren { program: "/no/such" }\n'),
+            preexec_fn=few_descriptors,
+        )
+        if os.geteuid() != 0 or "descriptors allows" in done.stderr:
+            self.assertIn("the limit of 300 descriptors allows 8 children (children_max was 100)", done.stderr)
+
+
+class ServingTest(bridge.TestCase):
+    def test_a_socket_for_its_user_alone(self):
+        path = os.path.join(self.directory, "deka", "agent.sock")
+        self.start_agent(arguments=["--listen", "unix:" + path])
+        self.assertEqual(stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode), 0o700)
+        self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
+
+    def test_its_default_sockets(self):
+        """Without --listen: what the configuration says, else the user's own place."""
+        environment = dict(os.environ, XDG_RUNTIME_DIR=self.directory)
+        config = os.path.join(self.directory, "agent.textproto")
+        configured = os.path.join(self.directory, "configured.sock")
+        with open(config, "w", encoding="utf-8") as file:
+            file.write(f'listen: "unix:{configured}"\n')
+        for arguments, path in (
+            ([], os.path.join(self.directory, "deka", "agent.sock")),
+            (["--config", config], configured),
+        ):
+            with self.subTest(arguments=arguments), subprocess.Popen(
+                [AGENT, *arguments], env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            ) as process:
+                for line in process.stderr:
+                    if f"serves unix:{path}\n" in line:
+                        break
+                else:
+                    self.fail("it does not say that it serves " + path)
+                self.assertTrue(os.path.exists(path))
+                process.terminate()
+                self.assertEqual(process.wait(bridge.DEADLINE_S), 0)
+                self.assertFalse(os.path.exists(path))
+
+    def test_a_second_agent(self):
+        agent = self.start_agent()
+        child = agent.fork("echo.py", display_name="first")
+        second = subprocess.run(
+            [AGENT, "--listen", agent.target],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=bridge.DEADLINE_S,
+            check=False,
+        )
+        self.assertEqual(second.returncode, 1)
+        self.assertIn(f"another agent (pid {agent.process.pid}) serves {agent.path}", second.stderr)
+        self.assertEqual(child.get().display_name, "first")
+
+    def test_a_stale_socket(self):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
+            dead.bind(os.path.join(self.directory, "agent.sock"))
+        agent = self.start_agent()
+        agent.process.kill()
+        agent.process.wait()
+        self.assertTrue(os.path.exists(agent.path))
+        self.assertEqual(list(self.start_agent().list().children), [])
+
+    def test_the_configuration_s_children(self):
+        """They are there for the first client, in their order."""
+        agent = self.start_agent(
+            'agent_id: "build-7"\n'
+            'children { display_name: "one" program: "/bin/cat" labels { key: "a" value: "b" } }\n'
+            'children { display_name: "two" program: "/bin/sh" args: "-c" args: "echo $DEKA_TEST" '
+            '  env { key: "DEKA_TEST" value: "word" } }\n'
+        )
+        children = list(agent.list().children)
+        self.assertEqual([child.display_name for child in children], ["one", "two"])
+        self.assertTrue(children[0].name.startswith("agents/build-7/children/"))
+        self.assertEqual(dict(children[0].labels), {"a": "b"})
+        observer = agent.observe(children=["two"], earliest=True)
+        self.assertEqual(observer.wait_for_last("output").text, "word")
+        self.assertEqual(observer.of("started")[0].started.sender.principal, "agent")
+
+    def test_limits_of_the_configuration(self):
+        agent = self.start_agent("limits { children_max: 1 }\n")
+        agent.fork("echo.py")
+        with self.assertRefused(Code.RESOURCE_EXHAUSTED, "CHILDREN_LIMIT"):
+            agent.fork("echo.py")
+
+    def test_what_a_child_gets(self):
+        """A process group of its own, stdin from /dev/null, the descriptor limit that the agent was started with."""
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        agent = self.start_agent()
+        with open(f"/proc/{agent.process.pid}/limits", encoding="ascii") as limits:
+            soft, hard = next(line.split()[3:5] for line in limits if line.startswith("Max open files"))
+        self.assertEqual(soft, hard)
+        child = agent.fork("/bin/sh", "-c", "readlink /proc/self/fd/0; ulimit -Sn; read -r line <&3")
+        observer = child.observe()
+        self.assertEqual([event.text for event in observer.wait_for_count("output", 2)], ["/dev/null", str(before)])
+        self.assertEqual(os.getpgid(child.pid), child.pid)
+        self.assertNotEqual(os.getpgid(agent.process.pid), child.pid)
+
+
+class StoppingTest(bridge.TestCase):
+    def test_a_second_signal_ends_the_children_at_once(self):
+        agent = self.start_agent()
+        stubborn = agent.fork("stubborn.py")
+        observer = stubborn.observe()
+        observer.wait_for_last("output")
+        begin = time.monotonic()
+        agent.process.send_signal(signal.SIGINT)
+        observer.wait_for_last("disconnected")
+        agent.process.send_signal(signal.SIGINT)
+        observer.wait_for_end()
+        self.assertEqual(agent.stop(), 0)
+        # In order it takes seven seconds: two to SIGTERM, five to SIGKILL.
+        self.assertLess(time.monotonic() - begin, 5)
+        self.assertEqual(observer.of("exited")[0].exited.status.signal, signal.SIGKILL)
+        self.assertEqual(observer.kinds[-1], "closed")
+
+    def test_a_signal_while_its_children_are_started(self):
+        """Whenever it comes, nothing is left."""
+        config = os.path.join(self.directory, "agent.textproto")
+        with open(config, "w", encoding="utf-8") as file:
+            file.write('children { program: "/bin/sleep" args: "1000" no_channel: true }\n' * 50)
+        path = os.path.join(self.directory, "agent.sock")
+        for delay_ms in range(0, 40, 4):
+            with subprocess.Popen(
+                [AGENT, "--listen", "unix:" + path, "--config", config],
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            ) as process:
+                bridge.wait_until(lambda: os.path.exists(path), "its socket")
+                time_is = time.monotonic() + delay_ms / 1000
+                bridge.wait_until(lambda t=time_is: time.monotonic() >= t, "the time")
+                children = self.children_of(process.pid)
+                process.terminate()
+                self.assertEqual(process.wait(bridge.DEADLINE_S), 0, process.stderr.read())
+            for pid in children:
+                self.assertFalse(bridge.process_runs(pid))
+            self.assertFalse(os.path.exists(path))
+
+    @staticmethod
+    def children_of(pid):
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as children:
+            return [int(child) for child in children.read().split()]
+
+    def test_under_nohup(self):
+        """A hangup that was ignored stays ignored."""
+        path = os.path.join(self.directory, "agent.sock")
+        with subprocess.Popen(
+            [AGENT, "--listen", "unix:" + path],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+        ) as process:
+            self.assertIn("serves", next(line for line in process.stderr if "serves" in line))
+            process.send_signal(signal.SIGHUP)
+            process.send_signal(signal.SIGTERM)
+            self.assertEqual(process.wait(bridge.DEADLINE_S), 0)
+            said = process.stderr.read()
+        self.assertIn("SIGTERM: stopping", said)
+        self.assertNotIn("SIGHUP", said)
+
+
+if __name__ == "__main__":
+    bridge.main()
