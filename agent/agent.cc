@@ -180,7 +180,6 @@ class Agent::Impl : public std::enable_shared_from_this<Agent::Impl> {
                                        std::chrono::milliseconds timeout, const v1::Sender& sender);
 
   absl::StatusOr<Selection> Select(const v1::ChildFilter& filter) const;
-  std::vector<std::string> SnapshotOf(const ObservationPlan& plan) const;
 
   void ForgetOldForks();
   void OnExited();
@@ -495,8 +494,8 @@ absl::StatusOr<v1::ListChildrenResponse> Agent::Impl::ListChildren(
       response.set_next_page_token(place.Token(query_bytes, seed_));
       break;
     }
-    v1::Child& child = *response.add_children() = entry->second->ToProto();
-    page_bytes += child.ByteSizeLong();
+    *response.add_children() = entry->second->ToProto();
+    page_bytes += response.children(response.children_size() - 1).ByteSizeLong();
     place.after = entry->first;
   }
   return response;

@@ -1,5 +1,6 @@
 #include "agent/event_encoding.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "deka/bridge/v1/bridge_service.pb.h"
@@ -23,8 +24,7 @@ size_t LengthDelimitedBytes(int field, size_t size) {
 char* PutLengthDelimited(int field, std::string_view bytes, char* out) {
   out = PutTag(field, kLengthDelimited, out);
   out = PutVarint(bytes.size(), out);
-  std::memcpy(out, bytes.data(), bytes.size());
-  return out + bytes.size();
+  return std::copy(bytes.begin(), bytes.end(), out);
 }
 
 // google.protobuf.Timestamp, both fields numbered below 16.
