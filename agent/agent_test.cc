@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <filesystem>
@@ -14,11 +15,13 @@
 #include <string>
 #include <string_view>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "agent/agent_testing.h"
 #include "ipc/error.h"
+#include "ipc/mutex.h"
 #include "ipc/testing.h"
 
 namespace deka::agent {
@@ -579,6 +582,160 @@ TEST_F(AgentTest, ForksAThousandAndKeepsNothingOfThem) {
   ASSERT_TRUE(ipc::RunUntil(loop_, [&] { return List()->children_size() == 1; }));
   EXPECT_EQ(descriptors(), before);
   EXPECT_GE(List()->children(0).last_sequence(), 4004);
+}
+
+TEST_F(AgentTest, ObserversReadOnTheirOwnThreads) {
+  constexpr int kObservers = 4, kMessages = 2000;
+  const v1::Child child =
+      ForkScript("read -r line <&3; i=0; while [ $i -lt " + std::to_string(kMessages) +
+                 " ]; do i=$((i + 1)); printf "
+                 "'{\"cmd\":\"NODE_HANDLE\",\"msg\":%d}\\n' $i >&3; done");
+  v1::ObserveRequest request;
+  request.mutable_filter()->add_children(child.name());
+  request.mutable_observation()->set_until_closed(true);
+  std::vector<Shown> shown(kObservers);
+  std::atomic<int> ended = 0;
+  std::vector<std::thread> threads;
+  for (Shown& one : shown) {
+    auto observation = Observe(request);
+    ASSERT_TRUE(observation.ok());
+    threads.emplace_back([&one, &ended, observed = *std::move(observation)]() mutable {
+      ipc::Mutex mutex;
+      ipc::CondVar changed;
+      bool ready = false;
+      while (TakeAll(*observed, one) != Observation::Next::kEnd) {
+        observed->OnReady([&] {
+          ipc::MutexLock lock(mutex);
+          ready = true;
+          changed.NotifyAll();
+        });
+        ipc::MutexLock lock(mutex);
+        while (!ready) changed.Wait(mutex);
+        ready = false;
+      }
+      observed = nullptr;
+      ++ended;
+    });
+  }
+  ASSERT_TRUE(Send(Message(child, "0")).ok());
+  EXPECT_TRUE(ipc::RunUntil(loop_, [&] { return List().ok() && ended == kObservers; }));
+  for (std::thread& thread : threads) thread.join();
+  for (const Shown& one : shown) {
+    EXPECT_TRUE(one.gaps.empty());
+    ASSERT_EQ(one.events.size(), kMessages + 4u);  // one sent, disconnected, exited, closed
+    for (int i = 1; i <= kMessages; ++i) {
+      ASSERT_EQ(one.events[static_cast<size_t>(i)].json(), std::to_string(i));
+    }
+  }
+}
+
+TEST_F(AgentTest, TheLimitsOfAForkAreExact) {
+  const auto fork = [&](auto change) {
+    v1::ChildSpec spec = Script("exit 0");
+    change(spec);
+    return Fork(spec).status();
+  };
+  // Arguments with their NUL bytes, 1 MiB.
+  const auto with_args = [&](size_t bytes) {
+    return fork([&](v1::ChildSpec& spec) {
+      spec.clear_env();
+      spec.clear_args();
+      for (size_t left = bytes; left > 0;) {
+        const size_t one = std::min<size_t>(left, 100'000);
+        spec.add_args(std::string(one - 1, 'x'));
+        left -= one;
+      }
+    });
+  };
+  EXPECT_TRUE(with_args(1 << 20).ok());
+  ExpectReason(with_args((1 << 20) + 1), Reason::kInvalidArgument);
+
+  const auto with_limits = [&](int64_t message, int64_t queue, int64_t log) {
+    return fork([&](v1::ChildSpec& spec) {
+      spec.mutable_limits()->set_message_bytes_max(message);
+      spec.mutable_limits()->set_queue_bytes_max(queue);
+      spec.mutable_limits()->set_log_bytes_max(log);
+    });
+  };
+  constexpr int64_t kCeiling = 64 << 20, kMore = 64 << 10, kAll = 256 << 20;
+  EXPECT_TRUE(with_limits(kCeiling, kCeiling + 4096, kCeiling + kMore).ok());
+  ExpectReason(with_limits(kCeiling + 1, kAll, kAll), Reason::kInvalidArgument);
+  ExpectReason(with_limits(kCeiling, kCeiling + 4095, kAll), Reason::kInvalidArgument);
+  ExpectReason(with_limits(kCeiling, kAll, kCeiling + kMore - 1), Reason::kInvalidArgument);
+  EXPECT_TRUE(with_limits(1, 4097, kMore + 1).ok());
+  ExpectReason(with_limits(1, kAll + 1, kMore + 1), Reason::kInvalidArgument);
+  ExpectReason(with_limits(1, 4097, kAll + 1), Reason::kInvalidArgument);
+  for (const auto& [message, queue, log] :
+       {std::tuple(-1, 0, 0), std::tuple(0, -1, 0), std::tuple(0, 0, -1)}) {
+    ExpectReason(with_limits(message, queue, log), Reason::kInvalidArgument);
+  }
+}
+
+TEST_F(AgentTest, MessagesAreLimitedByTheirChild) {
+  v1::ChildSpec spec = Script(kEcho);
+  spec.mutable_limits()->set_message_bytes_max(10);
+  const auto forked = Fork(spec);
+  ASSERT_TRUE(forked.ok()) << forked.status();
+  EXPECT_TRUE(Send(Message(forked->child(), "1234567890")).ok());
+  ExpectReason(Send(Message(forked->child(), "12345678901")).status(), Reason::kMessageTooLarge);
+}
+
+TEST_F(AgentTest, ObserversAreLimited) {
+  Create({.observers_max = 1});
+  auto first = Observe({});
+  ASSERT_TRUE(first.ok());
+  ExpectReason(Observe({}).status(), Reason::kObserversLimit);
+  first->reset();
+  EXPECT_TRUE(Observe({}).ok());
+}
+
+TEST_F(AgentTest, APageEndsAtAMebibyte) {
+  for (int i = 0; i < 70; ++i) {
+    v1::ChildSpec spec = Script("exit 0");
+    spec.add_args(std::string(20'000, 'x'));
+    ASSERT_TRUE(Fork(spec).ok());
+  }
+  v1::ListChildrenRequest request;
+  request.set_page_size(1000);
+  const auto first = List(request);
+  ASSERT_TRUE(first.ok());
+  EXPECT_LT(first->ByteSizeLong(), 1'100'000u);
+  EXPECT_GT(first->ByteSizeLong(), 1'000'000u);
+  ASSERT_FALSE(first->next_page_token().empty());
+  request.set_page_token(first->next_page_token());
+  const auto second = List(request);
+  ASSERT_TRUE(second.ok());
+  EXPECT_EQ(first->children_size() + second->children_size(), 70);
+  EXPECT_TRUE(second->next_page_token().empty());
+  request.clear_page_token();
+  request.set_page_size(1001);
+  ExpectReason(List(request).status(), Reason::kInvalidArgument);
+  request.set_page_size(-1);
+  ExpectReason(List(request).status(), Reason::kInvalidArgument);
+}
+
+TEST_F(AgentTest, ACursorOfAnotherEpochIsToldOrRefused) {
+  ForkScript(kEcho);
+  v1::ObserveRequest request;
+  v1::Cursor& after = *request.mutable_observation()->mutable_start()->mutable_after();
+  after.set_agent("host");
+  after.set_epoch(1);
+  after.set_sequence(1000);
+  auto observation = Observe(request);
+  ASSERT_TRUE(observation.ok()) << observation.status();
+  Shown shown;
+  EXPECT_EQ(TakeAll(**observation, shown), Observation::Next::kWait);
+  ASSERT_EQ(shown.gaps.size(), 1u);
+  EXPECT_EQ(shown.gaps[0].reason(), v1::Gap::REASON_OTHER_EPOCH);
+  EXPECT_TRUE(shown.gaps[0].inexact());
+  request.mutable_observation()->set_fail_on_gap(true);
+  ExpectReason(Observe(request).status(), Reason::kCursorOtherEpoch);
+  after.set_agent("elsewhere");
+  ExpectReason(Observe(request).status(), Reason::kInvalidArgument);
+  after = List()->cursor();
+  EXPECT_TRUE(Observe(request).ok());
+  after.set_sequence(after.sequence() + 1);
+  ExpectReason(Observe(request).status(), Reason::kInvalidArgument);
 }
 
 TEST(AgentCreateTest, RefusesWhatDoesNotFit) {

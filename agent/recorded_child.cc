@@ -673,7 +673,10 @@ absl::Status RecordedChild::ChannelClosedError() const {
 }
 
 absl::Status RecordedChild::ExitedError() const {
-  return ipc::MakeError(ipc::Reason::kChildExited, fmt::format("{} has exited", name()),
+  return ipc::MakeError(ipc::Reason::kChildExited,
+                        fmt::format("{} has exited: nobody is there to read a message or to "
+                                    "be signalled",
+                                    name()),
                         {{"child", name()}});
 }
 
