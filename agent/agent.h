@@ -140,10 +140,11 @@ class Agent {
   void Observe(v1::ObserveRequest request, Done<std::unique_ptr<Observation>> done);
 
   // Ends everything in order: refuses new requests with kAgentStopping; disconnects every child
-  // (kFlush, at most `flush`); sends SIGTERM to those that still run and waits at most `terminate`;
-  // sends SIGKILL; waits for each `exited` and `closed`; then ends the observations (Fin,
-  // AGENT_STOPPING). `done` when all is over. Called again, what is shorter than before holds from
-  // then on. Any thread.
+  // (kFlush); after disconnect_ms_max sends SIGTERM to those that still run; after terminate_ms_max
+  // SIGKILL; waits for each `closed`, kill_ms_max at most (another process may hold a channel);
+  // then ends the observations (Fin, AGENT_STOPPING). Waits no longer than something still runs.
+  // `done` when all is over. Called again, what is shorter than before holds from then on. Any
+  // thread.
   struct StopOptions {
     std::chrono::milliseconds disconnect_ms_max{2000};  // from disconnect to SIGTERM
     std::chrono::milliseconds terminate_ms_max{5000};   // from SIGTERM to SIGKILL

@@ -480,6 +480,25 @@ TEST_F(AgentTest, StopsInOrder) {
   ExpectReason(Fork(Script(kEcho)).status(), Reason::kAgentStopping);
 }
 
+TEST_F(AgentTest, AStopThatIsUnderWayIsHurried) {
+  v1::ChildSpec spec = Script("trap '' TERM; exec sleep 1000");
+  spec.set_no_channel(true);
+  const auto forked = Fork(spec);
+  ASSERT_TRUE(forked.ok());
+  int stopped = 0;
+  const Agent::StopOptions patient = {.disconnect_ms_max = std::chrono::hours(1),
+                                      .terminate_ms_max = std::chrono::hours(1),
+                                      .kill_ms_max = std::chrono::hours(1)};
+  agent_->Stop(patient, [&] { ++stopped; });
+  agent_->Stop({.disconnect_ms_max = std::chrono::milliseconds(0),
+                .terminate_ms_max = std::chrono::milliseconds(0),
+                .kill_ms_max = std::chrono::hours(1)},
+               [&] { ++stopped; });
+  ASSERT_TRUE(ipc::RunUntil(loop_, [&] { return stopped == 2; }));
+  // When it is over, another is over at once.
+  Stop(patient);
+}
+
 TEST_F(AgentTest, StopsAtOnceWithoutChildren) { Stop(); }
 
 TEST_F(AgentTest, RequestsAreAnsweredThoughTheAgentIsGone) {

@@ -316,8 +316,10 @@ void RecordedChild::Repeat(const std::shared_ptr<Message>& message,
 absl::StatusOr<ipc::Channel::Accepted> RecordedChild::Enqueue(
     const std::shared_ptr<Message>& message, std::string_view json) {
   if (!has_channel_) return NoChannelError();
-  if (exit_status_) return ExitedError();
-  if (process_ == nullptr || disconnected_) return ChannelClosedError();
+  // A channel that another process still holds outlives the child's own.
+  if (process_ == nullptr || disconnected_) {
+    return exit_status_ ? ExitedError() : ChannelClosedError();
+  }
   if (!environment_.queues.Fits(json.size() + kQueueOverheadBytes)) return QueueFullError();
   const uint64_t tag = next_tag_++;
   const absl::StatusOr<ipc::Channel::Accepted> accepted = process_->Send(json, tag);
@@ -640,7 +642,7 @@ void RecordedChild::OnExit(ipc::ExitStatus status) {
   *exited.mutable_status() = *exit_status_;
   Stage(v1::Event::kExited, exited);
   environment_.log.Commit();
-  RefuseWaiting(ExitedError());
+  if (disconnected_) RefuseWaiting(ExitedError());
   environment_.on_exited();
   if (listener_ != nullptr) listener_->OnExit(*this, status);
 }

@@ -189,24 +189,32 @@ TEST_F(RecordedChildTest, NodesOwnMessagesAreMarked) {
   EXPECT_THAT(parent.messages, ElementsAre("1"));
 }
 
-TEST_F(RecordedChildTest, AGrandchildThatHoldsTheChannelIsHeardAfterTheExit) {
-  // The grandchild speaks when its parent's exit is recorded and it was asked to.
+TEST_F(RecordedChildTest, AGrandchildThatHoldsTheChannelGoesOnWithTheConversation) {
   const v1::Child child = ForkScript(
       "(read -r line <&3; printf '%s\\n' \"$line\" >&3; echo late) & echo early; exit 4");
   ASSERT_TRUE(WaitFor(child, v1::Child::STATE_EXITED).ok());
   EXPECT_TRUE(Get(child.name())->exit_status().still_held());
-  ExpectReason(Send(Message(child, "1")).status(), Reason::kChildExited);
-  ASSERT_TRUE(Disconnect(child).ok());
+  ASSERT_TRUE(Send(Message(child, "1")).ok());
+  ExpectReason(Signal(child, SIGTERM).status(), Reason::kChildExited);
   const Shown shown = WholeStory({child});
-  EXPECT_THAT(Kinds(shown), testing::IsSupersetOf({v1::Event::kExited, v1::Event::kDisconnected}));
-  EXPECT_EQ(shown.events.back().kind_case(), v1::Event::kClosed);
-  const auto late = std::find_if(shown.events.begin(), shown.events.end(),
-                                 [](const v1::Event& event) { return event.text() == "late"; });
-  const auto exited = std::find_if(shown.events.begin(), shown.events.end(),
-                                   [](const v1::Event& event) { return event.has_exited(); });
-  ASSERT_NE(late, shown.events.end());
+  ExpectReason(Send(Message(child, "1")).status(), Reason::kChildExited);
+  const auto place = [&](auto is) {
+    return std::find_if(shown.events.begin(), shown.events.end(), is) - shown.events.begin();
+  };
+  const auto exited = place([](const v1::Event& event) { return event.has_exited(); });
+  const auto question = place([](const v1::Event& event) { return event.has_to_child(); });
+  const auto answer = place([](const v1::Event& event) { return event.has_from_child(); });
+  const auto late = place([](const v1::Event& event) { return event.text() == "late"; });
+  const auto disconnected = place([](const v1::Event& event) { return event.has_disconnected(); });
+  const auto closed = place([](const v1::Event& event) { return event.has_closed(); });
+  EXPECT_LT(exited, question);
+  EXPECT_LT(question, answer);
+  EXPECT_LT(answer, disconnected);
   EXPECT_LT(exited, late);
-  EXPECT_EQ(exited->exited().status().code(), 4);
+  EXPECT_EQ(closed + 1, static_cast<ptrdiff_t>(shown.events.size()));
+  EXPECT_LT(disconnected, closed);
+  EXPECT_LT(late, closed);
+  EXPECT_EQ(shown.events[static_cast<size_t>(exited)].exited().status().code(), 4);
 }
 
 TEST_F(RecordedChildTest, SendersAreToldApart) {
