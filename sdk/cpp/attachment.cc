@@ -138,16 +138,13 @@ void Attachment::Impl::Begin(Writer& stream) {
   {
     ipc::MutexLock lock(mutex_);
     for (const Asked& asked : unanswered_) {
-      if (asked.sent && asked.request.has_signal() && !asked.failed) {
+      if (asked.sent && asked.request.has_signal()) {
         unknown.push_back(asked.number);
-      }
-      if (asked.failed || (asked.sent && asked.request.has_signal())) {
         unanswered_bytes_ -= asked.bytes;
       }
     }
-    std::erase_if(unanswered_, [](const Asked& asked) {
-      return asked.failed || (asked.sent && asked.request.has_signal());
-    });
+    std::erase_if(unanswered_,
+                  [](const Asked& asked) { return asked.sent && asked.request.has_signal(); });
     written_ = 0;
     wire_ = 0;
     half_closed_ = false;
@@ -221,7 +218,6 @@ void Attachment::Impl::TakeFailed(const v1::Failed& failed) {
     ipc::MutexLock lock(mutex_);
     for (size_t i = 0; i < written_ && number == 0; ++i) {
       if (unanswered_[i].request.number() == failed.number()) {
-        unanswered_[i].failed = true;
         number = unanswered_[i].number;
       }
     }
@@ -229,6 +225,8 @@ void Attachment::Impl::TakeFailed(const v1::Failed& failed) {
   if (number != 0 && options_.on_failed && !thread_.stopped()) {
     options_.on_failed(number, FromRpc(failed.status()));
   }
+  // It is answered, and so is all before it.
+  TakeAck(failed.number());
 }
 
 void Attachment::Impl::TellAnswered() {

@@ -51,7 +51,6 @@ class Attachment::Impl : public StreamThread::Stream {
     v1::AttachRequest request;  // its number is that on the present stream
     size_t bytes = 0;
     bool sent = false;    // on some stream: it may have been carried out
-    bool failed = false;  // was told so; the ack is still to come
   };
 
   // For the writer's thread; without a request it half-closes.

@@ -900,13 +900,14 @@ TEST_F(ClientTest, AttachTellsWhatFailedAndGoesOn) {
   Record record;
   absl::StatusOr<Attachment> attachment = client.Attach("a", AttachRecorder(record));
   ASSERT_TRUE(attachment.ok());
-  for (const char* json : {"1", "bad", "3"}) {
+  for (const char* json : {"1", "bad", "3", "bad"}) {
     ASSERT_TRUE(attachment->Send(json).ok());
   }
   attachment->Finish();
   EXPECT_TRUE(attachment->Wait().ok());
-  EXPECT_THAT(record.words(), ElementsAre("ack 1", "failed 2 INVALID_JSON", "ack 2", "ack 3",
-                                          "fin REASON_UNSPECIFIED"));
+  EXPECT_THAT(record.words(),
+              ElementsAre("ack 1", "failed 2 INVALID_JSON", "ack 2", "ack 3",
+                          "failed 4 INVALID_JSON", "ack 4", "fin REASON_UNSPECIFIED"));
 }
 
 TEST_F(ClientTest, AttachRepeatsWhatWasNotAnsweredWhereverItIsCut) {

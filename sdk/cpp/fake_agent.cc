@@ -429,9 +429,9 @@ grpc::Status FakeAgent::Attach(
     if (refused.has_value()) {
       answer.mutable_failed()->set_number(request.number());
       answer.mutable_failed()->mutable_status()->ParseFromString(refused->error_details());
-      stream->Write(answer);
+    } else {
+      answer.mutable_ack()->set_through(request.number());
     }
-    answer.mutable_ack()->set_through(request.number());
     stream->Write(answer);
     if (request.has_send() && !refused.has_value()) {
       v1::Event event;

@@ -188,7 +188,8 @@ class FakeAgent(bridge_service_pb2_grpc.BridgeServiceServicer):
                         answers.put(refused)
                         return
                     answers.put(api.AttachResponse(failed=failed))
-                answers.put(api.AttachResponse(ack=api.Ack(through=request.number)))
+                else:
+                    answers.put(api.AttachResponse(ack=api.Ack(through=request.number)))
             answers.put(api.AttachResponse(observed=self._fin(api.Fin.REASON_HALF_CLOSED)))
 
         threading.Thread(target=read, daemon=True).start()
