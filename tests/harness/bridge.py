@@ -288,6 +288,8 @@ class Agent:
             self.target,
             options=[
                 ("grpc.use_local_subchannel_pool", 1),
+                # An agent that has just been started listens soon.
+                ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
                 ("grpc.max_send_message_length", RECEIVE_BYTES_MAX),
             ],
