@@ -11,31 +11,18 @@ import tempfile
 import unittest
 
 import grpc
+import shell
 
 from deka.bridge.v1 import bridge_service_pb2 as api
 from deka.bridge.v1 import child_pb2
 from deka.bridge.v1 import event_pb2
 from fake_agent import FakeAgent
+from shell import COMPLETE, DEADLINE_S, ERROR, MISSED, NO_SUCH_CHILD, USAGE
 
-DEKACTL = os.path.abspath(os.environ["DEKACTL"])
-DEADLINE_S = 30
-COMPLETE, ERROR, USAGE, NO_SUCH_CHILD, MISSED = 0, 1, 2, 3, 4
 TURNED_OVER = event_pb2.Gap.REASON_LOG_TURNED_OVER
 
 
-class Ended:
-    def __init__(self, process, stdout, stderr):
-        self.code = process.returncode
-        self.stdout = stdout
-        self.stderr = stderr
-        self.lines = stdout.splitlines()
-        self.errors = stderr.splitlines()
-
-    def __repr__(self):
-        return f"exit code {self.code}\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}"
-
-
-class TestCase(unittest.TestCase):
+class TestCase(shell.Shell, unittest.TestCase):
     maxDiff = None
 
     def setUp(self):
@@ -43,38 +30,7 @@ class TestCase(unittest.TestCase):
         self.addCleanup(shutil.rmtree, self.directory, True)
         self.agent = FakeAgent(self.directory)
         self.addCleanup(self.agent.close)
-        self.environment = {
-            "PATH": os.path.dirname(DEKACTL) + ":/usr/bin:/bin",
-            "DEKA_TARGET": self.agent.target,
-            "TERM": "xterm",
-            "TZ": "UTC",
-        }
-
-    def start(self, *arguments, **keywords):
-        keywords.setdefault("stdin", subprocess.DEVNULL)
-        keywords.setdefault("stdout", subprocess.PIPE)
-        keywords.setdefault("stderr", subprocess.PIPE)
-        process = subprocess.Popen([DEKACTL, *arguments], env=self.environment, text=True, **keywords)
-        self.addCleanup(lambda: process.poll() is None and process.kill())
-        return process
-
-    def finish(self, process, text=None):
-        stdout, stderr = process.communicate(text, timeout=DEADLINE_S)
-        return Ended(process, stdout or "", stderr or "")
-
-    def run_it(self, *arguments, code=COMPLETE, text=None, **keywords):
-        if text is not None:
-            keywords["stdin"] = subprocess.PIPE
-        ended = self.finish(self.start(*arguments, **keywords), text)
-        self.assertEqual(ended.code, code, ended)
-        return ended
-
-    def assertOneError(self, ended, *words):
-        """The error is one line that holds these words."""
-        self.assertEqual(len(ended.errors), 1, ended)
-        self.assertTrue(ended.errors[0].startswith("dekactl: "), ended)
-        for word in words:
-            self.assertIn(word, ended.errors[0])
+        self.open_shell(self.agent.target)
 
     def append_message(self, child, text, **fields):
         self.agent.append(child, from_child=event_pb2.MessageFromChild(size_bytes=len(text), **fields), json=text)

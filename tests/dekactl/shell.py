@@ -1,0 +1,58 @@
+"""Runs dekactl as a shell does, and looks at what it said and how it ended."""
+
+import os
+import subprocess
+
+DEKACTL = os.path.abspath(os.environ["DEKACTL"])
+DEADLINE_S = 30
+COMPLETE, ERROR, USAGE, NO_SUCH_CHILD, MISSED = 0, 1, 2, 3, 4
+
+
+class Ended:
+    def __init__(self, process, stdout, stderr):
+        self.code = process.returncode
+        self.stdout = stdout
+        self.stderr = stderr
+        self.lines = stdout.splitlines()
+        self.errors = stderr.splitlines()
+
+    def __repr__(self):
+        return f"exit code {self.code}\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}"
+
+
+class Shell:
+    """For a TestCase: dekactl with `self.environment`, its agent at `target` unless told otherwise."""
+
+    def open_shell(self, target):
+        self.environment = {
+            "PATH": os.path.dirname(DEKACTL) + ":/usr/bin:/bin",
+            "DEKA_TARGET": target,
+            "TERM": "xterm",
+            "TZ": "UTC",
+        }
+
+    def start(self, *arguments, **keywords):
+        keywords.setdefault("stdin", subprocess.DEVNULL)
+        keywords.setdefault("stdout", subprocess.PIPE)
+        keywords.setdefault("stderr", subprocess.PIPE)
+        process = subprocess.Popen([DEKACTL, *arguments], env=self.environment, text=True, **keywords)
+        self.addCleanup(lambda: process.poll() is None and process.kill())
+        return process
+
+    def finish(self, process, text=None):
+        stdout, stderr = process.communicate(text, timeout=DEADLINE_S)
+        return Ended(process, stdout or "", stderr or "")
+
+    def run_it(self, *arguments, code=COMPLETE, text=None, **keywords):
+        if text is not None:
+            keywords["stdin"] = subprocess.PIPE
+        ended = self.finish(self.start(*arguments, **keywords), text)
+        self.assertEqual(ended.code, code, ended)
+        return ended
+
+    def assertOneError(self, ended, *words):
+        """The error is one line that holds these words."""
+        self.assertEqual(len(ended.errors), 1, ended)
+        self.assertTrue(ended.errors[0].startswith("dekactl: "), ended)
+        for word in words:
+            self.assertIn(word, ended.errors[0])
