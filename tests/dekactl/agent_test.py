@@ -230,6 +230,7 @@ class TailTest(TestCase):
     def test_from_latest(self):
         child = self.fork_echo()
         child.send("1")
+        child.observe().wait_for_last("from_child")
         process = self.start("tail", "w", stderr=subprocess.STDOUT)
         # It tells nothing when it stands, so the first message that it shows is any of these.
         def shown():
@@ -453,10 +454,11 @@ class AttachTest(TestCase):
         process.stdin.write("1\n")
         process.stdin.flush()
         self.assertIn("to", process.stdout.readline())
+        self.assertIn("from", process.stdout.readline())
         child.disconnect()
         self.assertEqual(process.wait(DEADLINE_S), 0)
         ended = self.finish(process)
-        self.assertEqual(kinds(ended), ["from", "disconnected", "exited", "closed"])
+        self.assertEqual(kinds(ended), ["disconnected", "exited", "closed"])
         self.assertEqual(ended.stderr, "")
 
     def test_an_agent_that_stops_in_order(self):
@@ -465,9 +467,10 @@ class AttachTest(TestCase):
         process.stdin.write("1\n")
         process.stdin.flush()
         self.assertIn("to", process.stdout.readline())
+        self.assertIn("from", process.stdout.readline())
         self.assertEqual(self.agent.stop(), 0)
         self.assertEqual(process.wait(DEADLINE_S), 0)
-        self.assertEqual(kinds(self.finish(process)), ["from", "disconnected", "exited", "closed"])
+        self.assertEqual(kinds(self.finish(process)), ["disconnected", "exited", "closed"])
 
     def test_a_child_that_has_exited(self):
         self.close_and_wait(self.fork_echo())
