@@ -40,6 +40,11 @@ class Unanswered {
     }
   }
 
+  bool empty() const {
+    ipc::MutexLock lock(mutex_);
+    return sizes_.empty();
+  }
+
   void AnsweredThrough(int64_t number) {
     ipc::MutexLock lock(mutex_);
     through_ = number;
@@ -125,7 +130,10 @@ int Attach(const Options& options, Context& context) {
   }
   attachment->Stop();
   context.err.Status("");
-  if (const std::optional<Stream::End> end = stream.end(); end.has_value() && !end->status.ok()) {
+  // Behind the child's last event and the last answer there is nothing that an end could have cut.
+  const bool complete = stream.closed() && unanswered.empty();
+  if (const std::optional<Stream::End> end = stream.end();
+      end.has_value() && !end->status.ok() && !complete) {
     status = end->status;
   }
   if (!status.ok()) {
