@@ -755,7 +755,10 @@ Observation::Next LogObservation::TakeFin(std::string& response) {
   v1::ObserveResponse message;
   v1::Fin& fin = *message.mutable_fin();
   *fin.mutable_cursor() = CursorAt(cursor_);
-  fin.set_reason(*end_);
+  // Who was shown everything to the last `closed` is told so, also by an agent that stops.
+  const bool closed = *end_ == v1::Fin::REASON_AGENT_STOPPING && until_closed_ &&
+                      step_ == Step::kEvents && gaps_.empty() && heap_.empty() && AllClosed();
+  fin.set_reason(closed ? v1::Fin::REASON_CLOSED : *end_);
   message.SerializeToString(&response);
   step_ = Step::kEnded;
   return Next::kResponse;
