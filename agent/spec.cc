@@ -15,9 +15,14 @@ absl::Status TooSmall(std::string_view name, size_t value, size_t needed, std::s
   return InvalidField(name, fmt::format("is {}; it must be at least {}, {}.", value, needed, why));
 }
 
-absl::Status ValidateText(std::string_view field, std::string_view text) {
-  if (text.find('\0') == std::string_view::npos) return absl::OkStatus();
+bool HasNul(std::string_view text) { return text.find('\0') != std::string_view::npos; }
+
+absl::Status NulRefused(std::string_view field) {
   return InvalidField(field, "holds a NUL byte, which no program can be given.");
+}
+
+absl::Status ValidateText(std::string_view field, std::string_view text) {
+  return HasNul(text) ? NulRefused(field) : absl::OkStatus();
 }
 
 absl::StatusOr<size_t> LimitOf(std::string_view field, int64_t asked, size_t otherwise) {
@@ -113,11 +118,8 @@ absl::StatusOr<ipc::ForkOptions> ForkOptionsOf(const v1::ChildSpec& spec, const 
   if (absl::Status status = ValidateText("spec.cwd", spec.cwd()); !status.ok()) return status;
   size_t command_bytes = 0;
   for (int i = 0; i < spec.args_size(); ++i) {
-    if (absl::Status status = ValidateText(fmt::format("spec.args[{}]", i), spec.args(i));
-        !status.ok()) {
-      return status;
-    }
-    command_bytes += spec.args(i).size() + 1;
+    if (HasNul(spec.args(i))) return NulRefused(fmt::format("spec.args[{}]", i));
+    command_bytes += spec.args(i).size() + kWordBytes;
   }
   for (const auto& [name, value] : spec.env()) {
     if (name.empty() || name.find('=') != std::string::npos) {
@@ -128,7 +130,7 @@ absl::StatusOr<ipc::ForkOptions> ForkOptionsOf(const v1::ChildSpec& spec, const 
     for (const std::string_view text : {std::string_view(name), std::string_view(value)}) {
       if (absl::Status status = ValidateText("spec.env", text); !status.ok()) return status;
     }
-    command_bytes += name.size() + value.size() + 2;
+    command_bytes += name.size() + 1 + value.size() + kWordBytes;
   }
   if (command_bytes > kCommandBytesMax) {
     return InvalidField("spec.args", fmt::format("and spec.env have {} bytes together; at most {} "

@@ -19,7 +19,9 @@ namespace deka::agent {
 
 inline constexpr size_t kMessageBytesCeiling = 64 << 20;
 inline constexpr size_t kCommandBytesMax = 1 << 20;  // arguments and environment together
-inline constexpr size_t kPathBytesMax = 4095;        // Linux's own
+// What the kernel counts for each beside its bytes: a NUL and a pointer.
+inline constexpr size_t kWordBytes = 1 + sizeof(char*);
+inline constexpr size_t kPathBytesMax = 4095;  // Linux's own
 // What a queue has room for beside the value of a message: what its dialect puts around it.
 inline constexpr size_t kQueueOverheadBytes = 4 << 10;
 // What a log has room for beside its value.

@@ -132,27 +132,28 @@ DialectChoice ChooseDialect(std::string_view program, std::string_view path, std
   std::string name(program);
   std::string reason;
   for (int scripts = 0; scripts <= kScriptsMax; ++scripts) {
+    const std::string_view which = scripts == 0 ? "" : ", which";
     const std::optional<std::string> found = FindProgram(name, path, cwd);
     if (!found.has_value()) {
-      return {Dialect::kDeka, fmt::format("{}{} is not found", reason, name)};
+      return {Dialect::kDeka, fmt::format("{}{}{} is not found", reason, name, which)};
     }
     reason += *found;
     const std::string resolved = Resolved(*found);
     if (IsOneOf(NameOf(*found), kRuntimes)) {
-      return {Dialect::kNode, fmt::format("{} is {}", reason, NameOf(*found))};
+      return {Dialect::kNode, fmt::format("{}{} is {}", reason, which, NameOf(*found))};
     }
     if (IsOneOf(NameOf(resolved), kRuntimes)) {
-      return {Dialect::kNode,
-              fmt::format("{} leads to {}, which is {}", reason, resolved, NameOf(resolved))};
+      return {Dialect::kNode, fmt::format("{}{} leads to {}, which is {}", reason, which, resolved,
+                                          NameOf(resolved))};
     }
     const std::string line = Interpreter(resolved);
     if (line.empty()) {
       if (IsOneOf(NameOf(*found), kStarters) || IsOneOf(NameOf(resolved), kStarters)) {
-        return {Dialect::kDeka, fmt::format("{} starts other programs, and which ones is not "
+        return {Dialect::kDeka, fmt::format("{}{} starts other programs, and which ones is not "
                                             "known: give the dialect node if it starts {}",
-                                            reason, kExpects)};
+                                            reason, which, kExpects)};
       }
-      return {Dialect::kDeka, fmt::format("{} is not {}", reason, kExpects)};
+      return {Dialect::kDeka, fmt::format("{}{} is not {}", reason, which, kExpects)};
     }
     std::string_view rest = line;
     name = TakeWord(rest);
@@ -162,7 +163,7 @@ DialectChoice ChooseDialect(std::string_view program, std::string_view path, std
     } else if (name.find('/') == std::string::npos) {
       name.insert(0, "./");  // the kernel does not look in PATH
     }
-    reason += " is run by ";
+    reason += fmt::format("{} is run by ", which);
   }
   return {Dialect::kDeka, fmt::format("{}too many scripts", reason)};
 }

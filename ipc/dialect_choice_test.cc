@@ -107,7 +107,7 @@ TEST_F(ChooseDialectTest, SymbolicLinksAreFollowed) {
 
 TEST_F(ChooseDialectTest, InterpretersOfScriptsAreFollowed) {
   const std::string node = Program("bin/node");
-  const std::string end = " is run by " + node + " is node";
+  const std::string end = " is run by " + node + ", which is node";
   Expect(Program("work/a.js", "#!" + node + "\n"), Dialect::kNode, Path("work/a.js") + end);
   Expect(Program("work/b.js", "#! \t" + node + " --flag x\n"), Dialect::kNode,
          Path("work/b.js") + end);
@@ -115,19 +115,19 @@ TEST_F(ChooseDialectTest, InterpretersOfScriptsAreFollowed) {
   // The script of a script.
   Program("bin/runner", "#!" + node + "\n");
   Expect(Program("work/d.js", "#!" + Path("bin/runner") + "\n"), Dialect::kNode,
-         Path("work/d.js") + " is run by " + Path("bin/runner") + end);
+         Path("work/d.js") + " is run by " + Path("bin/runner") + ", which" + end);
   // Through a link to the script, as npm makes them.
   fs::create_symlink(Path("work/a.js"), root_ / "bin/tool");
   Expect("tool", Dialect::kNode, Path("bin/tool") + end);
 
   const std::string python = Program("bin/python3");
   Expect(Program("work/e.py", "#!" + python + "\n"), Dialect::kDeka,
-         Path("work/e.py") + " is run by " + python + " is not node, nodejs, bun or deno");
+         Path("work/e.py") + " is run by " + python + ", which is not node, nodejs, bun or deno");
   Expect(Program("work/f.js", "#!/nowhere/node\n"), Dialect::kDeka,
-         Path("work/f.js") + " is run by /nowhere/node is not found");
+         Path("work/f.js") + " is run by /nowhere/node, which is not found");
   // The kernel does not look for an interpreter in PATH.
   Expect(Program("work/g.js", "#!node\n"), Dialect::kDeka,
-         Path("work/g.js") + " is run by ./node is not found");
+         Path("work/g.js") + " is run by ./node, which is not found");
 }
 
 TEST_F(ChooseDialectTest, ScriptsThatEnvStarts) {
@@ -142,19 +142,19 @@ TEST_F(ChooseDialectTest, ScriptsThatEnvStarts) {
     EXPECT_TRUE(choice.reason.starts_with(begin)) << choice.reason;
     return choice.reason.substr(begin.size());
   };
-  EXPECT_EQ(run_by(" node\n"), node + " is node");
-  EXPECT_EQ(run_by(" -S node --flag\n"), node + " is node");
-  EXPECT_EQ(run_by(" -S deno run -A\n"), deno + " is deno");
-  EXPECT_EQ(run_by(" -Snode\n"), node + " is node");
-  EXPECT_EQ(run_by(" -iS node\n"), node + " is node");
-  EXPECT_EQ(run_by(" -vS A=1 B= node x\n"), node + " is node");
-  EXPECT_EQ(run_by(" -S -u HOME -C /tmp -i node\n"), node + " is node");
-  EXPECT_EQ(run_by(" --split-string=node -x\n"), node + " is node");
+  EXPECT_EQ(run_by(" node\n"), node + ", which is node");
+  EXPECT_EQ(run_by(" -S node --flag\n"), node + ", which is node");
+  EXPECT_EQ(run_by(" -S deno run -A\n"), deno + ", which is deno");
+  EXPECT_EQ(run_by(" -Snode\n"), node + ", which is node");
+  EXPECT_EQ(run_by(" -iS node\n"), node + ", which is node");
+  EXPECT_EQ(run_by(" -vS A=1 B= node x\n"), node + ", which is node");
+  EXPECT_EQ(run_by(" -S -u HOME -C /tmp -i node\n"), node + ", which is node");
+  EXPECT_EQ(run_by(" --split-string=node -x\n"), node + ", which is node");
   // One argument, whatever its blanks: there is no program of that name.
-  EXPECT_EQ(run_by(" node --flag\n"), "node --flag is not found");
-  EXPECT_TRUE(run_by(" -i\n").starts_with(env + " starts other programs"));
-  EXPECT_TRUE(run_by("\n").starts_with(env + " starts other programs"));
-  EXPECT_TRUE(run_by(" -S A=1\n").starts_with(env + " starts other programs"));
+  EXPECT_EQ(run_by(" node --flag\n"), "node --flag, which is not found");
+  EXPECT_TRUE(run_by(" -i\n").starts_with(env + ", which starts other programs"));
+  EXPECT_TRUE(run_by("\n").starts_with(env + ", which starts other programs"));
+  EXPECT_TRUE(run_by(" -S A=1\n").starts_with(env + ", which starts other programs"));
 }
 
 TEST_F(ChooseDialectTest, OfAProgramThatStartsOthersTheReasonSaysWhatToGive) {
@@ -169,7 +169,7 @@ TEST_F(ChooseDialectTest, OfAProgramThatStartsOthersTheReasonSaysWhatToGive) {
   EXPECT_NE(Choose("shell").reason.find("give the dialect node"), std::string::npos);
   const std::string script = Program("work/run.sh", "#!" + Path("bin/sh") + " -e\nnode x.js\n");
   EXPECT_TRUE(Choose(script).reason.starts_with(script + " is run by " + Path("bin/sh") +
-                                                " starts other programs"));
+                                                ", which starts other programs"));
 }
 
 TEST_F(ChooseDialectTest, WhatCannotBeReadIsDeka) {
@@ -186,7 +186,7 @@ TEST_F(ChooseDialectTest, WhatCannotBeReadIsDeka) {
   fs::create_symlink("loop", root_ / "work/loop");
   Expect("./loop", Dialect::kDeka, "./loop is not found");
   Expect(Program("work/long", "#!/" + std::string(100000, 'x')), Dialect::kDeka,
-         Path("work/long") + " is run by /" + std::string(253, 'x') + " is not found");
+         Path("work/long") + " is run by /" + std::string(253, 'x') + ", which is not found");
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -18,6 +19,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "agent/agent.h"
 #include "ipc/event_loop.h"
 #include "server/server.h"
@@ -51,9 +53,11 @@ class Parent : public Child::Listener {
 };
 
 // A child as a program starts it that knows of no agent: this end of its channel is `socket`.
-pid_t StartByHand(const std::vector<std::string>& command, int& socket) {
+absl::StatusOr<pid_t> StartByHand(const std::vector<std::string>& command, int& socket) {
   int ends[2];
-  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) return -1;
+  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) {
+    return absl::ErrnoToStatus(errno, "socketpair");
+  }
   std::vector<char*> arguments;
   for (const std::string& word : command) arguments.push_back(const_cast<char*>(word.c_str()));
   arguments.push_back(nullptr);
@@ -73,7 +77,7 @@ pid_t StartByHand(const std::vector<std::string>& command, int& socket) {
   close(ends[1]);
   if (error != 0) {
     close(ends[0]);
-    return -1;
+    return absl::ErrnoToStatus(error, command[0]);
   }
   socket = ends[0];
   return pid;
@@ -110,16 +114,16 @@ int main(int argc, char** argv) {
   if (!forked.ok()) return Fail("not forked", forked.status());
 
   int socket = -1;
-  const pid_t pid = StartByHand(command, socket);
-  if (pid < 0) return Fail("not started", absl::ErrnoToStatus(errno, command[0]));
+  const absl::StatusOr<pid_t> pid = StartByHand(command, socket);
+  if (!pid.ok()) return Fail("not started", pid.status());
   const auto adopted =
-      (*agent)->Adopt(socket, pid, Dialect::kDeka, {.display_name = "adopted"}, &parent);
+      (*agent)->Adopt(socket, *pid, Dialect::kDeka, {.display_name = "adopted"}, &parent);
   if (!adopted.ok()) return Fail("not adopted", adopted.status());
 
   parent.Expect(2);
   std::printf("serving %s\n", argv[1]);
   loop.Run();
   // Who started a process reaps it.
-  waitpid(pid, nullptr, 0);
+  waitpid(*pid, nullptr, 0);
   return 0;
 }
