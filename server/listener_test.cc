@@ -298,15 +298,15 @@ TEST_F(ListenerTest, TellsAConnectionBeyondTheLimit) {
 
 TEST_F(ListenerTest, GoesOnWhenThereAreDescriptorsAgain) {
   const auto listener = Listen();
+  Start(*listener);
   const Socket client = Socket::Unix();
-  ASSERT_TRUE(client.Connect(path_));
   rlimit limit = {};
   ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
-  // Nothing above 2 is free to be taken.
+  // Nothing above 2 is free to be taken. (Nor for UBSan, which wants some to look at an object.)
   rlimit none = limit;
   none.rlim_cur = 3;
   ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
-  Start(*listener);
+  ASSERT_TRUE(client.Connect(path_));
   const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(kLimitMs);
   while (listener->counts().pauses == 0 && std::chrono::steady_clock::now() < end) {
     poll(nullptr, 0, 1);

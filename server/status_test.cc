@@ -86,7 +86,8 @@ TEST(Status, KeepsMetadataWithinItsLimit) {
   const google::rpc::Status status =
       ToRpcStatus(MakeError(Reason::kInternal, std::string(10'000, '\n'), metadata));
   size_t bytes = 0;
-  for (const auto& [key, value] : InfoOf(status).metadata()) bytes += key.size() + value.size();
+  const google::rpc::ErrorInfo info = InfoOf(status);
+  for (const auto& [key, value] : info.metadata()) bytes += key.size() + value.size();
   EXPECT_LE(bytes, kErrorMetadataBytesMax);
   // As headers: the details in base64, the message with every byte escaped.
   EXPECT_LT(status.ByteSizeLong() * 4 / 3 + status.message().size() * 3, 8u << 10);
