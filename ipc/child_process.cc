@@ -162,6 +162,13 @@ absl::Status SpawnError(const ForkOptions& options, const spawn::Started& starte
       (started.error == EMFILE || started.error == ENFILE)) {
     return NoDescriptor("the child's process", started.error);
   }
+  if (started.failed_step == spawn::Step::kDirectory &&
+      (started.error == ENOENT || started.error == ENOTDIR || started.error == ENAMETOOLONG)) {
+    return MakeError(Reason::kProgramNotFound,
+                     fmt::format("the program '{}' was not started: there is no directory '{}' to "
+                                 "start it in: {}; look at cwd",
+                                 options.program, options.cwd, cause));
+  }
   const std::string what = started.failed_step == spawn::Step::kDirectory
                                ? fmt::format("its directory '{}'", options.cwd)
                                : fmt::format("the step '{}'", StepName(started.failed_step));

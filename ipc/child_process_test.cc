@@ -350,7 +350,7 @@ TEST_F(ChildProcessTest, ASpawnThatFailsIsATypedErrorAtOnceAndLeavesNothing) {
   EXPECT_EQ(ReasonOf(Refused(options)), Reason::kProgramNotExecutable) << "neither binary nor #!";
   options = Shell("exit");
   options.cwd = file + "/x";
-  EXPECT_EQ(ReasonOf(Refused(options)), Reason::kSpawnFailed);
+  EXPECT_EQ(ReasonOf(Refused(options)), Reason::kProgramNotFound);
   EXPECT_THAT(std::string(Refused(options).message()), HasSubstr(options.cwd));
   options.cwd.clear();
   options.program.clear();
