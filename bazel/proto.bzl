@@ -29,7 +29,8 @@ def _root_of(file):
 
 def _proto_sources_impl(ctx):
     return [
-        DefaultInfo(files = depset(ctx.files.srcs)),
+        # In the runfiles of a test that has them as data.
+        DefaultInfo(files = depset(ctx.files.srcs), runfiles = ctx.runfiles(ctx.files.srcs)),
         ProtoSourcesInfo(
             direct = ctx.files.srcs,
             transitive = depset(
