@@ -103,7 +103,8 @@ class ChildProcess : private Channel::Listener {
 
   // Starts the program. A spawn that fails is a typed error at once: kProgramNotFound
   // (its interpreter or cwd too), kProgramNotExecutable, kDescriptorsExhausted, kSpawnFailed (which
-  // step and why), kInvalidArgument for options that cannot be. `listener` outlives the child's object.
+  // step and why), kInvalidArgument for options that cannot be. `listener` outlives the child's
+  // object.
   static absl::StatusOr<std::unique_ptr<ChildProcess>> Fork(EventLoop& loop, ForkOptions options,
                                                             Listener& listener);
 
