@@ -53,7 +53,7 @@ python_stubs = rule(
     },
 )
 
-def deka_python_test(name, main, size = "small", data = [], env = {}, **kwargs):
+def deka_python_test(name, main, size = "medium", data = [], env = {}, **kwargs):
     """A test in Python that may use the harness, the generated modules, deka-agent and the testcases.
 
     `bazel test --test_arg=Class.test_case` runs one case.

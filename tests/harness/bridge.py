@@ -62,12 +62,13 @@ def testcase(name):
 
 
 def wait_until(condition, what, deadline_s=DEADLINE_S):
-    """Waits until `condition()` is true: for what nobody tells, such as the state of another process."""
+    """Waits until `condition()` is true, and gives its value: for what nobody tells, such as another process' state."""
     end = time.monotonic() + deadline_s
-    while not condition():
+    while not (value := condition()):
         if time.monotonic() > end:
             raise AssertionError(f"not within {deadline_s} s: {what}")
         select.select([], [], [], 0.005)
+    return value
 
 
 def process_runs(pid):
@@ -282,7 +283,7 @@ class Agent:
         self.stub = bridge_service_pb2_grpc.BridgeServiceStub(self.channel)
         self._wait_until_served()
 
-    def connect(self):
+    def connect(self, options=()):
         """A connection of its own to the agent."""
         channel = grpc.insecure_channel(
             self.target,
@@ -292,6 +293,7 @@ class Agent:
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
                 ("grpc.max_send_message_length", RECEIVE_BYTES_MAX),
+                *options,
             ],
         )
         self.channels.append(channel)
@@ -367,6 +369,10 @@ class Agent:
         """Stops it as a user does, and gives its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
+        return self.wait(deadline_s)
+
+    def wait(self, deadline_s=DEADLINE_S):
+        """Waits until it has ended, and gives its exit code."""
         try:
             return self.process.wait(deadline_s)
         except subprocess.TimeoutExpired:

@@ -239,7 +239,7 @@ class ClientInputTest(bridge.TestCase):
             (no_interpreter, Code.NOT_FOUND, "PROGRAM_NOT_FOUND"),
             (not_executable, Code.PERMISSION_DENIED, "PROGRAM_NOT_EXECUTABLE"),
             (self.directory, Code.PERMISSION_DENIED, "PROGRAM_NOT_EXECUTABLE"),
-            (no_format, Code.FAILED_PRECONDITION, "SPAWN_FAILED"),
+            (no_format, Code.PERMISSION_DENIED, "PROGRAM_NOT_EXECUTABLE"),
         ):
             with self.subTest(program=program):
                 refusal = self.refuse(code, reason, self.agent.fork, program)
@@ -277,9 +277,9 @@ class ClientInputTest(bridge.TestCase):
             dict(request_id="x" * 65),
         ):
             with self.subTest(fields=str(fields)[:60]):
-                whole = dict(program="/bin/true")
-                whole.update(fields)
-                self.refuse(Code.INVALID_ARGUMENT, "INVALID_ARGUMENT", self.agent.fork, **whole)
+                request_id = fields.pop("request_id", "")
+                spec = child_pb2.ChildSpec(**{"program": "/bin/true", **fields})
+                self.refuse(Code.INVALID_ARGUMENT, "INVALID_ARGUMENT", self.agent.fork_spec, spec, request_id)
         for field, value in (("timeout", -1), ("timeout", 400 * 365 * 86400 * 1000)):
             spec = child_pb2.ChildSpec(program="/bin/true")
             getattr(spec, field).FromSeconds(value)
@@ -477,11 +477,14 @@ class ConfigurationTest(bridge.TestCase):
         self.assertEqual(observer.wait_for_last("from_child").json, '"hello"')
 
     def test_listeners_that_cannot_be(self):
-        for listen in ("tcp:0.0.0.0:50051", "0.0.0.0:50051", "unix-abstract:deka", "unix:", "/tmp/x.sock", "unix:" + "/x" * 54):
+        for listen in ("tcp:0.0.0.0:50051", "0.0.0.0:50051", "unix-abstract:deka", "unix:", "/tmp/x.sock"):
             with self.subTest(listen=listen):
                 result = self.start("--listen", listen)
                 self.assertNotEqual(result.returncode, 0)
                 self.assertIn("unix:", result.stderr)
+        result = self.start("--listen", "unix:" + "/x" * 54)
+        self.assertNotEqual(result.returncode, 0)
+        self.assertIn("107", result.stderr)
 
     def test_a_second_agent_on_the_same_socket(self):
         agent = self.start_agent()

@@ -39,7 +39,7 @@ class StopTest(bridge.TestCase):
         ):
             with self.assertRefused(Code.UNAVAILABLE, "AGENT_STOPPING"):
                 call()
-        self.assertEqual(agent.stop(), 0)
+        self.assertEqual(agent.wait(), 0)
         observer.wait_for_end()
 
         self.assertEqual(observer.fin.reason, api.Fin.REASON_AGENT_STOPPING)
@@ -80,7 +80,7 @@ class StopTest(bridge.TestCase):
         puppet.close_channel()
         puppet.close_output()
         puppet.exit()
-        self.assertEqual(agent.stop(), 0)
+        self.assertEqual(agent.wait(), 0)
         observer.wait_for_end()
         self.assertEqual(observer.kinds, ["started"] + ["to_child"] * 10 + ["disconnected", "exited", "closed"])
 

@@ -162,13 +162,19 @@ class StormTest(bridge.TestCase):
         current.CopyFrom(cursor)
         for _ in range(8):
             stop_after = chance.randrange(1, 1500)
-            observer = self.observe_all(current, events_max=stop_after if chance.random() < 0.5 else 0)
+            # It ends by itself where nothing happens any more.
+            end = api.Observation()
+            end.duration.FromSeconds(2)
+            observer = self.observe_all(
+                current, events_max=stop_after if chance.random() < 0.5 else 0, duration=end.duration
+            )
             observer.wait_for(lambda o=observer, n=stop_after: len(o.shown) >= n or o.ended, "some events")
             if not observer.ended:
                 observer.stop()
-            elif observer.fin:
-                self.assertEqual(observer.fin.reason, api.Fin.REASON_EVENTS_MAX)
+            elif observer.fin.reason == api.Fin.REASON_EVENTS_MAX:
                 self.assertEqual(len(observer.events), stop_after)
+            else:
+                self.assertEqual(observer.fin.reason, api.Fin.REASON_DURATION)
             for each in list(observer.shown):
                 if isinstance(each, event_pb2.Event):
                     current.sequence = each.sequence

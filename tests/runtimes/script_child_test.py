@@ -40,10 +40,10 @@ class ScriptChildTest(bridge.TestCase):
         self.assertEqual(observer.json_from_child()[1:], ['{"length":%d}' % length])
         self.assertEqual(observer.wait_for_last("exited").exited.status.code, 3)
 
-    def test_the_reason_of_the_dialect_names_the_flag(self):
+    def test_the_reason_of_the_dialect_says_what_to_give(self):
         child = self.agent.fork("greet.sh")
         self.assertEqual(child.description.dialect, bridge.DEKA)
-        self.assertIn("--dialect", child.description.dialect_reason)
+        self.assertIn("give the dialect node", child.description.dialect_reason)
 
     def test_a_shell_writes_to_dev_stderr(self):
         """Its output is a pipe: a socket cannot be opened by that name."""
