@@ -73,8 +73,10 @@ class Observation {
 // A conversation with one child in one stream: sends, disconnects, signals in the order they were
 // asked for, and observes. The destructor stops it.
 //
-// A lost connection is resumed: what is not answered yet is asked for again, sends with the same
-// request id, so that each is done once; a signal is not repeated but failed with OUTCOME_UNKNOWN.
+// A lost connection is resumed, and what is not answered yet is asked for again, a send as a repeat
+// of its request id, so that nothing is done twice. One that the agent does not know, most likely
+// because it was lost on its way, is not sent but failed with OUTCOME_UNKNOWN; so is a signal,
+// which is never repeated.
 class Attachment {
  public:
   // Asked for and not answered: beyond this the methods wait.
@@ -157,7 +159,9 @@ class Child {
   // Once; a second call is FAILED_PRECONDITION.
   absl::Status Listen(Listener listener);
 
-  // Node's send(): OK means that the last byte is in the child's socket. OUTCOME_UNKNOWN if there
+  // Node's send(): OK means that the last byte is in the child's socket. If the answer is lost, the
+  // send is repeated by its request id, which sends nothing twice. OUTCOME_UNKNOWN if the agent
+  // does not remember the first attempt, most likely because that was lost on its way, or if there
   // is no answer within the timeout.
   absl::StatusOr<v1::SendMessageResponse> Send(std::string_view json) const;
   absl::StatusOr<v1::SendMessageResponse> Send(std::string_view json, SendOptions options) const;
@@ -188,6 +192,8 @@ class Client {
   struct Options {
     std::string target = {};  // `unix:PATH`; empty: $DEKA_TARGET, else the agent's default socket
     std::string name = {};    // what it says of itself, 63 bytes at most; empty: `program/pid`
+    // For a socket that nobody serves yet: an agent that was just started.
+    std::chrono::milliseconds appear_ms_max{0};
     // For an agent that took the connection to answer.
     std::chrono::milliseconds connect_ms_max{5'000};
     // How long calls and observations wait for an agent that went away.

@@ -164,13 +164,14 @@ Connection::Connection(Client::Options options)
 
 absl::Status Connection::AwaitFirst() {
   const std::string path = options_.target.substr(kScheme.size());
-  const Clock::time_point deadline = Clock::now() + options_.connect_ms_max;
+  const Clock::time_point appear_deadline = Clock::now() + options_.appear_ms_max;
+  const Clock::time_point deadline = appear_deadline + options_.connect_ms_max;
   for (;;) {
     const grpc_connectivity_state state = channel_->GetState(/*try_to_connect=*/true);
     if (state == GRPC_CHANNEL_READY) {
       return absl::OkStatus();
     }
-    if (state == GRPC_CHANNEL_TRANSIENT_FAILURE) {
+    if (state == GRPC_CHANNEL_TRANSIENT_FAILURE && Clock::now() >= appear_deadline) {
       if (const int error = ConnectError(path); error != 0) {
         return Unreachable(NoAgent(options_.target, WhyNot(error)));
       }

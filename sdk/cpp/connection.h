@@ -59,7 +59,7 @@ class Connection {
  private:
   explicit Connection(Client::Options options);
 
-  // AGENT_UNREACHABLE at once if nobody serves the socket.
+  // AGENT_UNREACHABLE if nobody serves the socket when appear_ms_max is over.
   absl::Status AwaitFirst();
 
   const Client::Options options_;

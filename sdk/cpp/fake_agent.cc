@@ -22,6 +22,10 @@ constexpr char kPrefix[] = "agents/fake/children/";
 
 std::string IdOf(const std::string& name) { return name.substr(name.rfind('/') + 1); }
 
+bool IsRefusal(const std::optional<grpc::Status>& answer) {
+  return answer.has_value() && !answer->error_details().empty();
+}
+
 }  // namespace
 
 FakeAgent::FakeAgent() {
@@ -137,6 +141,11 @@ void FakeAgent::CutAttach(int64_t requests, grpc::Status status) {
   cut_attach_ = Cut{requests, std::move(status)};
 }
 
+void FakeAgent::ForgetRequestIds() {
+  ipc::MutexLock lock(mutex_);
+  request_ids_.clear();
+}
+
 void FakeAgent::SetAttachReads(bool reads) {
   ipc::MutexLock lock(mutex_);
   attach_reads_ = reads;
@@ -224,15 +233,34 @@ grpc::Status FakeAgent::ListChildren(grpc::ServerContext*, const v1::ListChildre
   return grpc::Status::OK;
 }
 
+template <typename Request>
+grpc::Status FakeAgent::Send(const std::string& child, const Request& request) {
+  ipc::MutexLock lock(mutex_);
+  if (request_ids_.contains(request.request_id())) {
+    return grpc::Status::OK;
+  }
+  if (request.repeat()) {
+    return Refusal(grpc::StatusCode::UNKNOWN, "OUTCOME_UNKNOWN");
+  }
+  request_ids_.insert(request.request_id());
+  v1::Event event;
+  event.mutable_to_child()->set_request_id(request.request_id());
+  event.set_json(request.json());
+  AppendLocked(child, std::move(event));
+  return grpc::Status::OK;
+}
+
 grpc::Status FakeAgent::SendMessage(grpc::ServerContext*, const v1::SendMessageRequest* request,
                                     v1::SendMessageResponse* response) {
-  if (const auto refused = Take(*request)) {
-    return *refused;
+  const std::optional<grpc::Status> answer = Take(*request);
+  if (IsRefusal(answer)) {
+    return *answer;
   }
+  const grpc::Status sent = Send(IdOf(request->child()), *request);
   ipc::MutexLock lock(mutex_);
   response->set_outcome(v1::SEND_OUTCOME_WRITTEN);
   response->set_sequence(head_);
-  return grpc::Status::OK;
+  return answer.value_or(sent);
 }
 
 grpc::Status FakeAgent::Disconnect(grpc::ServerContext*, const v1::DisconnectRequest* request,
@@ -421,27 +449,24 @@ grpc::Status FakeAgent::Attach(
     if (!stream->Read(&request)) {
       break;
     }
-    const std::optional<grpc::Status> refused = Take(request);
+    grpc::Status done = Take(request).value_or(grpc::Status::OK);
+    if (request.has_send() && done.ok()) {
+      done = Send(child, request.send());
+    }
     if (cut.has_value() && ++taken == cut->count) {
       return cut->status;
     }
     v1::AttachResponse answer;
-    if (refused.has_value()) {
+    if (!done.ok()) {
       answer.mutable_failed()->set_number(request.number());
-      answer.mutable_failed()->mutable_status()->ParseFromString(refused->error_details());
+      answer.mutable_failed()->mutable_status()->ParseFromString(done.error_details());
     } else {
       answer.mutable_ack()->set_through(request.number());
     }
     stream->Write(answer);
-    if (request.has_send() && !refused.has_value()) {
-      v1::Event event;
-      event.mutable_to_child()->set_request_id(request.send().request_id());
-      event.set_json(request.send().json());
-      ipc::MutexLock lock(mutex_);
-      AppendLocked(child, std::move(event));
-      while (const std::optional<v1::ObserveResponse> batch = NextBatch(after)) {
-        show(*batch);
-      }
+    ipc::MutexLock lock(mutex_);
+    while (const std::optional<v1::ObserveResponse> batch = NextBatch(after)) {
+      show(*batch);
     }
   }
   if (context->IsCancelled()) {

@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -48,8 +49,9 @@ class FakeAgent final : public v1::BridgeService::Service {
   std::vector<std::string> requests() const;
   void AwaitRequests(size_t count) const;
 
-  // What a call is answered with instead of success; called for each unary request and each request
-  // of Attach.
+  // What a request is answered with instead of success; called for each unary request and each of
+  // Attach. With an ErrorInfo it is a refusal; without one the answer is lost, but what was asked
+  // for is done.
   using Refuse = std::function<std::optional<grpc::Status>(const google::protobuf::Message&)>;
   void SetRefuse(Refuse refuse);
 
@@ -58,8 +60,10 @@ class FakeAgent final : public v1::BridgeService::Service {
   // Once everything was sent, Observe ends with this fin.
   void SetFin(v1::Fin::Reason reason);
   // The next Attach ends with `status` when it has taken so many requests behind `open`; the last
-  // of them is not answered.
+  // of them is done, but not answered.
   void CutAttach(int64_t requests, grpc::Status status);
+  // Remembers no request ids of sends any more.
+  void ForgetRequestIds();
   // While it is false, Attach takes no more requests.
   void SetAttachReads(bool reads);
 
@@ -96,8 +100,11 @@ class FakeAgent final : public v1::BridgeService::Service {
       grpc::ServerContext* context,
       grpc::ServerReaderWriter<v1::AttachResponse, v1::AttachRequest>* stream) override;
 
-  // Records a request; what it is refused with.
+  // Records a request; what it is answered with instead.
   std::optional<grpc::Status> Take(const google::protobuf::Message& request);
+  // Does a send, once for each request id.
+  template <typename Request>
+  grpc::Status Send(const std::string& child, const Request& request);
   void AppendLocked(const std::string& child, v1::Event event)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   v1::Cursor CursorAt(int64_t sequence) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -117,6 +124,7 @@ class FakeAgent final : public v1::BridgeService::Service {
   int64_t epoch_ ABSL_GUARDED_BY(mutex_) = 1;
   int64_t head_ ABSL_GUARDED_BY(mutex_) = 0;
   std::vector<std::string> requests_ ABSL_GUARDED_BY(mutex_);
+  std::set<std::string> request_ids_ ABSL_GUARDED_BY(mutex_);  // of sends
   Refuse refuse_ ABSL_GUARDED_BY(mutex_);
   std::optional<Cut> cut_observe_ ABSL_GUARDED_BY(mutex_);
   std::optional<Cut> cut_attach_ ABSL_GUARDED_BY(mutex_);
