@@ -50,7 +50,7 @@ class Attachment::Impl : public StreamThread::Stream {
     int64_t number = 0;         // the caller's
     v1::AttachRequest request;  // its number is that on the present stream
     size_t bytes = 0;
-    bool sent = false;    // on some stream: it may have been carried out
+    bool sent = false;  // on some stream: it may have been carried out
   };
 
   // For the writer's thread; without a request it half-closes.
