@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 
 import bridge
@@ -11,17 +12,22 @@ DOCUMENT = "README.md"
 
 class ReadmeTest(bridge.TestCase):
     def tour(self):
+        """The commands that start an agent, and those that then use it."""
         with open(DOCUMENT, encoding="utf-8") as file:
-            section = re.search(r"^## A quick tour$.*?^```sh\n(.*?)^```$", file.read(), re.MULTILINE | re.DOTALL)
-        commands = section[1].splitlines()
-        self.assertRegex(commands[0], r"^\./bazelw build .*//:deka-agent //:dekactl$")
-        self.assertRegex(commands[1], r"^PATH=")
-        self.assertRegex(commands[3], r"^deka-agent & ")
-        return commands[2:]
+            section = re.search(r"^## A quick tour$(.*?)^## ", file.read(), re.MULTILINE | re.DOTALL)[1]
+        start, use = re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+        build, path, agent = start.splitlines()
+        self.assertRegex(build, r"^\./bazelw build .*//:deka-agent //:dekactl$")
+        self.assertRegex(path, r"^PATH=")
+        self.assertRegex(agent, r"^deka-agent & ")
+        return use
+
+    def serves(self, path):
+        with socket.socket(socket.AF_UNIX) as connection:
+            return connection.connect_ex(path) == 0
 
     def test_quick_tour(self):
-        # A command that fails ends it; the agent is stopped as a user does it.
-        script = "\n".join(["trap 'kill $!; wait $!' EXIT", *self.tour(), "trap - EXIT; kill $!; wait $!"])
+        use = self.tour()
         folders = [os.path.dirname(os.path.abspath(os.environ[name])) for name in ("DEKA_AGENT", "DEKACTL")]
         environment = {
             "PATH": ":".join([*folders, os.path.dirname(bridge.node()), "/usr/bin", "/bin"]),
@@ -29,13 +35,18 @@ class ReadmeTest(bridge.TestCase):
             # The default socket is in there.
             "XDG_RUNTIME_DIR": self.directory,
         }
+        agent = subprocess.Popen([os.environ["DEKA_AGENT"]], env=environment, stdin=subprocess.DEVNULL)
+        self.addCleanup(agent.wait)
+        self.addCleanup(agent.kill)
+        path = os.path.join(self.directory, "deka/agent.sock")
+        bridge.wait_until(lambda: self.serves(path), "an agent on the default socket")
         result = subprocess.run(
-            ["/bin/bash", "-e", "-u", "-c", script],
+            ["/bin/sh", "-e", "-u", "-c", use],
             stdin=subprocess.DEVNULL,
             env=environment,
             capture_output=True,
             text=True,
-            timeout=2 * bridge.DEADLINE_S,
+            timeout=bridge.DEADLINE_S,
             check=False,
         )
         self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
@@ -44,7 +55,9 @@ class ReadmeTest(bridge.TestCase):
         self.assertIn('{"ping":1}', result.stdout)
         self.assertIn('{"pong":1}', result.stdout)
         self.assertIn("node", result.stderr)
-        self.assertFalse(os.path.exists(os.path.join(self.directory, "deka/agent.sock")))
+        agent.terminate()
+        self.assertEqual(agent.wait(bridge.DEADLINE_S), 0)
+        self.assertFalse(os.path.exists(path))
 
 
 if __name__ == "__main__":
