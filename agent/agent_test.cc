@@ -654,14 +654,15 @@ TEST_F(AgentTest, TheLimitsOfAForkAreExact) {
     change(spec);
     return Fork(spec).status();
   };
-  // Arguments with their NUL bytes, 1 MiB.
+  // Arguments with what the kernel counts beside each, 1 MiB.
+  constexpr size_t kWordBytes = 1 + sizeof(char*);
   const auto with_args = [&](size_t bytes) {
     return fork([&](v1::ChildSpec& spec) {
       spec.clear_env();
       spec.clear_args();
       for (size_t left = bytes; left > 0;) {
         const size_t one = std::min<size_t>(left, 100'000);
-        spec.add_args(std::string(one - 1, 'x'));
+        spec.add_args(std::string(one - kWordBytes, 'x'));
         left -= one;
       }
     });

@@ -219,6 +219,22 @@ size_t ResidentKib() {
   return resident * static_cast<size_t>(getpagesize()) / 1024;
 }
 
+TEST_F(EventLogTest, AnObservationThatStopsShowsWhatHasHappened) {
+  const auto child = AddChild("aaaaaaaaaa");
+  AppendMessage(log_, *child, "1");
+  ObservationPlan plan;
+  plan.observation.mutable_start()->set_earliest(true);
+  const auto observation = log_.Observe(std::move(plan));
+  ASSERT_TRUE(observation.ok()) << observation.status();
+  AppendMessage(log_, *child, "2");
+  (*observation)->End(v1::Fin::REASON_AGENT_STOPPING);
+  Shown shown;
+  EXPECT_EQ(TakeAll(**observation, shown), Observation::Next::kEnd);
+  EXPECT_THAT(shown.payloads(), ElementsAre("1", "2"));
+  EXPECT_EQ(shown.fin.reason(), v1::Fin::REASON_AGENT_STOPPING);
+  EXPECT_EQ(shown.fin.cursor().sequence(), 2);
+}
+
 TEST(EventLogTogether, TheLargestYieldsFirstAndGivesItsPagesBack) {
   EventLog log({.agent = "test", .logs_bytes_max = 8 << 20});
   const std::string json(1000, '1');

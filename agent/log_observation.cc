@@ -376,7 +376,12 @@ void LogObservation::OnReady(absl::AnyInvocable<void()> ready) {
 }
 
 void LogObservation::End(v1::Fin::Reason reason) {
-  if (!end_) end_ = reason;
+  if (reason == v1::Fin::REASON_AGENT_STOPPING) {
+    ipc::MutexLock lock(log_.mutex_);
+    if (!stop_at_) stop_at_ = log_.head_;
+  } else if (!end_) {
+    end_ = reason;
+  }
   const std::shared_ptr<Wakeup> wakeup = wakeup_;
   wakeup->Call();
 }
@@ -509,10 +514,11 @@ Observation::Next LogObservation::TakeEvents(std::string& response) {
     if (!gaps_.empty()) return TakeGap(response);
     if (heap_.empty()) {
       cursor_ = std::max(cursor_, round_head_);
-      if (Collect()) continue;
+      const bool stopped = stop_at_ && cursor_ >= *stop_at_;
+      if (!stopped && Collect()) continue;
       if (until_closed_ && AllClosed()) {
         end_ = v1::Fin::REASON_CLOSED;
-      } else if (stopping_) {
+      } else if (stopped || stopping_) {
         end_ = v1::Fin::REASON_AGENT_STOPPING;
       } else {
         return Next::kWait;

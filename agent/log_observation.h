@@ -165,7 +165,8 @@ class LogObservation final : public Observation {
   int64_t cursor_ = 0;      // everything up to here is done
   int64_t round_head_ = 0;  // the round goes up to here
   bool first_round_ = true;
-  bool stopping_ = false;  // EventLog::Close was called before the round began
+  bool stopping_ = false;           // EventLog::Close was called before the round began
+  std::optional<int64_t> stop_at_;  // ends with AGENT_STOPPING when everything up to here is shown
   std::vector<Place> places_;
   absl::flat_hash_map<const Log*, uint32_t> place_numbers_;
   std::vector<Source> heap_;

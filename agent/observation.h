@@ -51,8 +51,9 @@ class Observation {
   // When the observation is to end by `duration`; time_point::max() if not.
   virtual std::chrono::steady_clock::time_point deadline() const = 0;
 
-  // Ends it with this reason: what is shown already stands, the next piece is `fin`. A callback
-  // that waits is called.
+  // Ends it with this reason: what is shown already stands, the next piece is `fin`. With
+  // AGENT_STOPPING what has happened until now is still shown before. A callback that waits is
+  // called.
   virtual void End(bridge::v1::Fin::Reason reason) = 0;
 
   // Everything up to here was given out by TakeNext, or did not match.

@@ -37,7 +37,7 @@ class Feed {
   bool ended() const { return ended_; }
   const absl::Status& status() const { return status_; }
 
-  // The next piece is `fin`, with this reason.
+  // As agent::Observation::End: with AGENT_STOPPING what has happened until now is shown before.
   void End(bridge::v1::Fin::Reason reason);
 
  private:
