@@ -308,7 +308,9 @@ void CallService::AddMethod(std::string path, Method method) {
 }
 
 void CallService::Start(CallThread& thread) {
-  for (size_t method = 0; method < by_index_.size(); ++method) new Call(thread, *this, method);
+  thread.mailbox_->Post([this, &thread] {
+    for (size_t method = 0; method < by_index_.size(); ++method) new Call(thread, *this, method);
+  });
 }
 
 void CallService::Request(size_t method, grpc::ServerContext& context,
