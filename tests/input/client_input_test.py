@@ -17,16 +17,18 @@ class ClientInputTest(bridge.TestCase):
     def setUp(self):
         super().setUp()
         self.agent = self.start_agent()
+        self.checks = 0
 
     def puppet(self, dialect=bridge.NODE, **fields):
         puppet = bridge.Puppet(self, self.agent, dialect=dialect, **fields)
         return puppet, puppet.child.observe()
 
     def check_goes_on(self, puppet, observer):
-        before = len(observer.of("to_child"))
-        puppet.child.send('"next"')
-        self.assertEqual(puppet.read_line(), b'"next"\n')
-        self.assertEqual(observer.wait_for_count("to_child", before + 1)[-1].json, '"next"')
+        self.checks += 1
+        text = f'"next {self.checks}"'
+        puppet.child.send(text)
+        self.assertEqual(puppet.read_line().decode(), text + "\n")
+        observer.wait_for(lambda: text in [event.json for event in observer.of("to_child")], text)
 
     def refuse(self, code, reason, call, *arguments, **fields):
         with self.assertRefused(code, reason) as seen:
