@@ -5,9 +5,9 @@
 #include <cstdlib>
 
 #include "agent/log_observation.h"
-#include "agent/utf8.h"
 #include "fmt/format.h"
 #include "ipc/error.h"
+#include "ipc/utf8.h"
 
 namespace deka::agent {
 namespace {
@@ -61,8 +61,9 @@ int64_t EventLog::Stage(Log& log, const Draft& draft) {
   if (Record::BytesFor(entry_bytes) > log.bytes_max_) {
     const size_t excess = Record::BytesFor(entry_bytes) - log.bytes_max_;
     const size_t kept = fields.payload.size() - std::min(excess, fields.payload.size());
-    fields.payload = draft.payload_field == PayloadField::kRaw ? fields.payload.substr(0, kept)
-                                                               : Utf8Prefix(fields.payload, kept);
+    fields.payload = draft.payload_field == PayloadField::kRaw
+                         ? fields.payload.substr(0, kept)
+                         : ipc::Utf8Prefix(fields.payload, kept);
     entry_bytes = EntryBytes(fields);
   }
   const uint64_t record_bytes = Record::BytesFor(entry_bytes);

@@ -4,9 +4,9 @@
 #include <functional>
 #include <utility>
 
-#include "agent/utf8.h"
 #include "fmt/format.h"
 #include "ipc/error.h"
+#include "ipc/utf8.h"
 
 namespace deka::agent {
 namespace {
@@ -699,7 +699,7 @@ bool LogObservation::AppendLarge(Place& place, std::string& batch) {
       payload_bytes -= std::min(payload_bytes, whole_bytes - response_bytes_max_);
       if (record.payload_field != PayloadField::kRaw) {
         payload_bytes =
-            Utf8Prefix({entry + head_bytes, record.payload_bytes}, payload_bytes).size();
+            ipc::Utf8Prefix({entry + head_bytes, record.payload_bytes}, payload_bytes).size();
       }
       batch += HeadForPayload(head, record.payload_bytes, payload_bytes);
     } else {

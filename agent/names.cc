@@ -4,9 +4,9 @@
 
 #include <algorithm>
 
-#include "agent/utf8.h"
 #include "fmt/format.h"
 #include "ipc/error.h"
+#include "ipc/utf8.h"
 
 namespace deka::agent {
 namespace {
@@ -18,7 +18,8 @@ bool IsIdCharacter(char c) { return IsLower(c) || IsDigit(c) || c == '-'; }
 
 // What a message may show of a name that can be anything.
 std::string Shown(std::string_view name) {
-  return name.size() <= 200 ? ToUtf8(name, 600) : ToUtf8(name.substr(0, 200), 600) + "...";
+  return name.size() <= 200 ? ipc::ToUtf8(name, 600)
+                            : ipc::ToUtf8(name.substr(0, 200), 600) + "...";
 }
 
 absl::Status Malformed(std::string_view name) {
@@ -147,7 +148,7 @@ absl::Status ValidateLabels(const std::map<std::string, std::string>& labels) {
       return InvalidField("labels", fmt::format("\"{}\": keys and values have at most {} bytes.",
                                                 Shown(key), kNameBytesMax));
     }
-    if (!IsUtf8(key) || !IsUtf8(value)) {
+    if (!ipc::IsUtf8(key) || !ipc::IsUtf8(value)) {
       return InvalidField("labels", fmt::format("\"{}\" is not UTF-8.", Shown(key)));
     }
   }

@@ -4,9 +4,9 @@
 
 #include "agent/fingerprint.h"
 #include "agent/names.h"
-#include "agent/utf8.h"
 #include "fmt/format.h"
 #include "ipc/error.h"
+#include "ipc/utf8.h"
 
 namespace deka::agent {
 namespace {
@@ -20,7 +20,7 @@ std::string ReasonOrInternal(const absl::Status& status) {
 }
 
 std::string TextOf(const absl::Status& status) {
-  return ToUtf8({status.message().data(), status.message().size()}, kErrorTextBytesMax);
+  return ipc::ToUtf8({status.message().data(), status.message().size()}, kErrorTextBytesMax);
 }
 
 v1::ExitStatus ExitStatusOf(const ipc::ExitStatus& status) {
@@ -30,7 +30,7 @@ v1::ExitStatus ExitStatusOf(const ipc::ExitStatus& status) {
   } else if (status.signal) {
     proto.set_signal(*status.signal);
   } else {
-    proto.set_unknown_reason(ToUtf8(status.unknown_reason, kErrorTextBytesMax));
+    proto.set_unknown_reason(ipc::ToUtf8(status.unknown_reason, kErrorTextBytesMax));
   }
   proto.set_still_held(!status.drained);
   return proto;
@@ -457,11 +457,11 @@ v1::Child RecordedChild::ToProto() const {
   child.set_pid(pid_);
   child.set_state(state());
   child.set_dialect(dialect_);
-  child.set_dialect_reason(ToUtf8(dialect_reason_, kErrorTextBytesMax));
-  child.set_program(ToUtf8(description_.program, kPathBytesMax));
+  child.set_dialect_reason(ipc::ToUtf8(dialect_reason_, kErrorTextBytesMax));
+  child.set_program(ipc::ToUtf8(description_.program, kPathBytesMax));
   size_t args_bytes = 0;
   for (const std::string& arg : description_.args) {
-    std::string text = ToUtf8(arg, kShownArgsBytesMax - args_bytes);
+    std::string text = ipc::ToUtf8(arg, kShownArgsBytesMax - args_bytes);
     args_bytes += text.size() + 1;
     child.add_args(std::move(text));
     if (args_bytes >= kShownArgsBytesMax) break;
@@ -515,7 +515,7 @@ void RecordedChild::OnOutput(ipc::OutputLine line) {
   environment_.log.Stage(
       *log_, {.kind_field = v1::Event::kOutput,
               .kind = kind.bytes(),
-              .payload_field = IsUtf8(line.text) ? PayloadField::kText : PayloadField::kRaw,
+              .payload_field = ipc::IsUtf8(line.text) ? PayloadField::kText : PayloadField::kRaw,
               .payload = line.text});
   if (listener_ != nullptr) listener_->OnOutput(*this, line);
 }

@@ -14,6 +14,7 @@
 #endif
 
 #include "ipc/error.h"
+#include "ipc/utf8.h"
 
 namespace deka::ipc {
 namespace {
@@ -27,32 +28,6 @@ int HexValue(char c) {
   if (c >= 'a' && c <= 'f') return c - 'a' + 10;
   if (c >= 'A' && c <= 'F') return c - 'A' + 10;
   return -1;
-}
-
-// The number of bytes of the UTF-8 character at `p`, 0 if there is none: RFC 3629, so no surrogate,
-// no overlong form, nothing beyond U+10FFFF.
-size_t Utf8Length(const char* p, const char* end) {
-  const auto byte = [p](size_t i) { return static_cast<uint8_t>(p[i]); };
-  const auto continues = [&byte](size_t i) { return (byte(i) & 0xC0) == 0x80; };
-  const size_t left = static_cast<size_t>(end - p);
-  if (left == 0) return 0;
-  const uint8_t lead = byte(0);
-  if (lead < 0x80) return 1;
-  if (lead < 0xC2) return 0;
-  if (lead < 0xE0) return left >= 2 && continues(1) ? 2 : 0;
-  if (lead < 0xF0) {
-    if (left < 3 || !continues(1) || !continues(2)) return 0;
-    if (lead == 0xE0 && byte(1) < 0xA0) return 0;
-    if (lead == 0xED && byte(1) >= 0xA0) return 0;
-    return 3;
-  }
-  if (lead < 0xF5) {
-    if (left < 4 || !continues(1) || !continues(2) || !continues(3)) return 0;
-    if (lead == 0xF0 && byte(1) < 0x90) return 0;
-    if (lead == 0xF4 && byte(1) >= 0x90) return 0;
-    return 4;
-  }
-  return 0;
 }
 
 // The value of the four hexadecimal digits behind the \u at `p`; unset if that is not what is
@@ -393,9 +368,8 @@ class Scanner {
   bool Utf8() {
     if (high_bits_ == 0) return true;
     if (simdjson::validate_utf8(begin_, static_cast<size_t>(end_ - begin_))) return true;
-    const char* p = begin_;
-    while (const size_t length = Utf8Length(p, end_)) p += length;
-    Fail(p, "a string is not UTF-8");
+    const std::string_view text(begin_, static_cast<size_t>(end_ - begin_));
+    Fail(begin_ + FirstBadByte(text).value_or(text.size()), "a string is not UTF-8");
     return false;
   }
 
@@ -441,7 +415,7 @@ std::optional<std::string_view> DecodeJsonString(std::string_view json, std::spa
     char bytes[4] = {*p};
     size_t count = 1;
     if (*p != '\\') {
-      count = std::max<size_t>(1, Utf8Length(p, end));
+      count = std::max<size_t>(1, Utf8CharacterSize({p, static_cast<size_t>(end - p)}));
       std::memcpy(bytes, p, count);
       p += count;
     } else {
@@ -486,17 +460,6 @@ absl::StatusOr<std::string> MessageFromClient(std::string json, size_t bytes_max
   }
   BreaksToSpaces(json);
   return json;
-}
-
-std::string_view Utf8Prefix(std::string_view text, size_t bytes_max) {
-  if (text.size() <= bytes_max) return text;
-  const char* const end = text.data() + text.size();
-  // A character that begins before the cut and ends behind it; at most 3 bytes are before.
-  for (size_t before = 1; before <= 3 && before <= bytes_max; ++before) {
-    const size_t begin = bytes_max - before;
-    if (Utf8Length(text.data() + begin, end) > before) return text.substr(0, begin);
-  }
-  return text.substr(0, bytes_max);
 }
 
 }  // namespace deka::ipc

@@ -59,10 +59,6 @@ void BreaksToSpaces(std::span<char> json);
 // `limit` or `offset` as metadata.
 absl::StatusOr<std::string> MessageFromClient(std::string json, size_t bytes_max, size_t depth_max);
 
-// The longest beginning of `text` of at most `bytes_max` bytes that ends between two characters.
-// Bytes that are no UTF-8 count as characters of their own.
-std::string_view Utf8Prefix(std::string_view text, size_t bytes_max);
-
 }  // namespace deka::ipc
 
 #endif  // IPC_JSON_H_

@@ -377,20 +377,5 @@ TEST(MessageFromClientTest, SaysWhichByteAndWhatIsExpected) {
             "value in UTF-8 is expected");
 }
 
-TEST(Utf8PrefixTest, CutsBetweenCharacters) {
-  const std::string text = "a\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80z";
-  const size_t expected[] = {0, 1, 1, 3, 3, 3, 6, 6, 6, 6, 10, 11, 11};
-  for (size_t bytes_max = 0; bytes_max < std::size(expected); ++bytes_max) {
-    EXPECT_EQ(Utf8Prefix(text, bytes_max).size(), expected[bytes_max]) << bytes_max;
-  }
-}
-
-TEST(Utf8PrefixTest, BytesThatAreNoCharacterStandAlone) {
-  const std::string text = "\x80\x80\xc3\xff\xe2\x82";
-  for (size_t bytes_max = 0; bytes_max <= text.size() + 1; ++bytes_max) {
-    EXPECT_EQ(Utf8Prefix(text, bytes_max).size(), std::min(bytes_max, text.size())) << bytes_max;
-  }
-}
-
 }  // namespace
 }  // namespace deka::ipc

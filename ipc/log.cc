@@ -9,7 +9,7 @@
 #include <cstring>
 #include <memory>
 
-#include "ipc/json.h"
+#include "ipc/utf8.h"
 
 namespace deka::ipc {
 namespace {
@@ -29,22 +29,6 @@ spdlog::logger& Logger() {
     return made;
   }();
   return *logger;
-}
-
-// Length of the UTF-8 character that begins `bytes`; 0 if none does.
-size_t CharacterBytes(std::string_view bytes) {
-  const auto first = static_cast<unsigned char>(bytes[0]);
-  const size_t length = first < 0x80   ? 1
-                        : first < 0xc2 ? 0
-                        : first < 0xe0 ? 2
-                        : first < 0xf0 ? 3
-                        : first < 0xf5 ? 4
-                                       : 0;
-  if (length > bytes.size()) return 0;
-  for (size_t i = 1; i < length; ++i) {
-    if ((static_cast<unsigned char>(bytes[i]) & 0xc0) != 0x80) return 0;
-  }
-  return length;
 }
 
 }  // namespace
@@ -76,7 +60,7 @@ std::string Escaped(std::string_view bytes, size_t bytes_max) {
   bytes = Utf8Prefix(bytes, bytes_max);
   std::string text;
   while (!bytes.empty()) {
-    const size_t length = CharacterBytes(bytes);
+    const size_t length = Utf8CharacterSize(bytes);
     const auto first = static_cast<unsigned char>(bytes[0]);
     if (bytes[0] == '\\') {
       text += "\\\\";

@@ -1,6 +1,6 @@
 #include "ipc/output_lines.h"
 
-#include "ipc/json.h"
+#include "ipc/utf8.h"
 
 namespace deka::ipc {
 

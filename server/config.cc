@@ -22,8 +22,8 @@
 #include <vector>
 
 #include "absl/cleanup/cleanup.h"
-#include "agent/utf8.h"
 #include "ipc/error.h"
+#include "ipc/utf8.h"
 #include "server/listener.h"
 
 namespace deka::server {
@@ -146,7 +146,7 @@ std::optional<std::string> FindBadText(const Message& message, const std::string
         const std::string text = field->is_repeated()
                                      ? reflection->GetRepeatedString(message, field, i)
                                      : reflection->GetString(message, field);
-        if (!agent::IsUtf8(text)) return here;
+        if (!ipc::IsUtf8(text)) return here;
       }
     }
   }

@@ -1,34 +1,17 @@
 #include "server/status.h"
 
 #include <algorithm>
-#include <cstdint>
 #include <optional>
 #include <string>
 
 #include "google/protobuf/duration.pb.h"
 #include "google/rpc/error_details.pb.h"
 #include "ipc/error.h"
+#include "ipc/utf8.h"
 
 namespace deka::server {
 
 namespace {
-
-// Bytes of the UTF-8 character that `text` begins with; 0 if it begins with none.
-size_t CharacterBytes(std::string_view text) {
-  const auto byte = [&](size_t i) { return static_cast<uint8_t>(text[i]); };
-  const uint8_t first = byte(0);
-  if (first < 0x80) return 1;
-  const size_t size = first >= 0xF0 ? 4 : first >= 0xE0 ? 3 : 2;
-  if (first < 0xC2 || first > 0xF4 || text.size() < size) return 0;
-  // The second byte keeps out overlong forms, surrogates and what lies beyond U+10FFFF.
-  const uint8_t low = first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80;
-  const uint8_t high = first == 0xED ? 0x9F : first == 0xF4 ? 0x8F : 0xBF;
-  if (byte(1) < low || byte(1) > high) return 0;
-  for (size_t i = 2; i < size; ++i) {
-    if ((byte(i) & 0xC0) != 0x80) return 0;
-  }
-  return size;
-}
 
 // The text as a protobuf string may hold it, at most `bytes_max` long: whole characters, `?` for
 // what is none, and `...` where it was cut.
@@ -37,7 +20,7 @@ std::string Cut(std::string_view text, size_t bytes_max) {
   std::string result;
   size_t fits = 0;  // the longest part of `result` that leaves room for the dots
   while (!text.empty()) {
-    const size_t size = CharacterBytes(text);
+    const size_t size = ipc::Utf8CharacterSize(text);
     if (result.size() + kCut.size() <= bytes_max) fits = result.size();
     if (result.size() + std::max<size_t>(size, 1) > bytes_max) {
       result.resize(fits);

@@ -6,8 +6,8 @@
 
 #include "fmt/format.h"
 #include "google/protobuf/descriptor.h"
+#include "ipc/utf8.h"
 #include "sdk/cpp/rpc_error.h"
-#include "sdk/cpp/utf8.h"
 
 namespace deka {
 namespace {
@@ -43,7 +43,7 @@ std::string FindBad(const Message& message, const std::string& path) {
             field->is_repeated()
                 ? reflection.GetRepeatedStringReference(message, field, i, &scratch)
                 : reflection.GetStringReference(message, field, &scratch);
-        if (const std::optional<size_t> offset = FirstBadByte(value)) {
+        if (const std::optional<size_t> offset = ipc::FirstBadByte(value)) {
           bad = fmt::format("{} is not UTF-8 at byte {}", name, *offset);
         }
       }

@@ -6,6 +6,7 @@
 #include <cstdlib>
 
 #include "fmt/format.h"
+#include "ipc/utf8.h"
 
 namespace deka::dekactl {
 namespace {
@@ -15,30 +16,6 @@ bool WantsColor() {
   const char* term = getenv("TERM");
   return (no_color == nullptr || *no_color == '\0') &&
          (term == nullptr || std::string_view(term) != "dumb");
-}
-
-// How many bytes the UTF-8 character at the beginning of `text` has; 0 if there is none.
-size_t CharacterBytes(std::string_view text) {
-  const auto byte = [text](size_t at) { return static_cast<unsigned char>(text[at]); };
-  const unsigned char first = byte(0);
-  const size_t size = first < 0x80   ? 1
-                      : first < 0xc2 ? 0
-                      : first < 0xe0 ? 2
-                      : first < 0xf0 ? 3
-                      : first < 0xf5 ? 4
-                                     : 0;
-  if (size > text.size()) {
-    return 0;
-  }
-  for (size_t at = 1; at < size; ++at) {
-    if ((byte(at) & 0xc0) != 0x80) {
-      return 0;
-    }
-  }
-  // Overlong forms, surrogates, and what lies beyond Unicode.
-  const bool wrong = (first == 0xe0 && byte(1) < 0xa0) || (first == 0xed && byte(1) > 0x9f) ||
-                     (first == 0xf0 && byte(1) < 0x90) || (first == 0xf4 && byte(1) > 0x8f);
-  return wrong ? 0 : size;
 }
 
 bool IsControl(std::string_view character) {
@@ -99,7 +76,7 @@ std::string Printable(std::string_view text) {
   std::string printable;
   printable.reserve(text.size());
   while (!text.empty()) {
-    const size_t size = CharacterBytes(text);
+    const size_t size = ipc::Utf8CharacterSize(text);
     const std::string_view character = text.substr(0, size == 0 ? 1 : size);
     if (size != 0 && !IsControl(character)) {
       printable.append(character);

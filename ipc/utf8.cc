@@ -1,14 +1,17 @@
-#include "agent/utf8.h"
+#include "ipc/utf8.h"
 
 #include <cstdint>
-#include <cstring>
 
-namespace deka::agent {
+namespace deka::ipc {
 namespace {
 
-// Bytes of the character that `bytes` begins with; 0 if it begins with none.
-size_t CharacterBytes(std::string_view bytes) {
-  const auto byte = [&](size_t i) { return static_cast<uint8_t>(bytes[i]); };
+constexpr uint64_t kHighBits = 0x8080808080808080;
+
+}  // namespace
+
+size_t Utf8CharacterSize(std::string_view text) {
+  if (text.empty()) return 0;
+  const auto byte = [&](size_t i) { return static_cast<uint8_t>(text[i]); };
   const uint8_t first = byte(0);
   if (first < 0x80) return 1;
   // The second byte's range excludes overlong forms, surrogates and what lies past U+10FFFF.
@@ -27,43 +30,37 @@ size_t CharacterBytes(std::string_view bytes) {
   } else {
     return 0;
   }
-  if (bytes.size() < size || byte(1) < low || byte(1) > high) return 0;
+  if (text.size() < size || byte(1) < low || byte(1) > high) return 0;
   for (size_t i = 2; i < size; ++i) {
     if ((byte(i) & 0xC0) != 0x80) return 0;
   }
   return size;
 }
 
-// Bytes of ASCII that `bytes` begins with, in steps of eight.
-size_t AsciiBytes(std::string_view bytes) {
-  size_t done = 0;
-  while (bytes.size() - done >= 8) {
-    uint64_t word;
-    std::memcpy(&word, bytes.data() + done, 8);
-    if (word & 0x8080808080808080) break;
-    done += 8;
+std::optional<size_t> FirstBadByte(std::string_view text) {
+  size_t at = 0;
+  while (at < text.size()) {
+    // ASCII, eight bytes at a time.
+    uint64_t eight = kHighBits;
+    if (text.size() - at >= sizeof(eight)) {
+      text.copy(reinterpret_cast<char*>(&eight), sizeof(eight), at);
+    }
+    if ((eight & kHighBits) == 0) {
+      at += sizeof(eight);
+      continue;
+    }
+    const size_t size = Utf8CharacterSize(text.substr(at));
+    if (size == 0) return at;
+    at += size;
   }
-  return done;
-}
-
-}  // namespace
-
-bool IsUtf8(std::string_view bytes) {
-  while (!bytes.empty()) {
-    bytes.remove_prefix(AsciiBytes(bytes));
-    if (bytes.empty()) break;
-    const size_t size = CharacterBytes(bytes);
-    if (size == 0) return false;
-    bytes.remove_prefix(size);
-  }
-  return true;
+  return std::nullopt;
 }
 
 std::string ToUtf8(std::string_view bytes, size_t bytes_max) {
   constexpr std::string_view kReplacement = "\xEF\xBF\xBD";
   std::string text;
   while (!bytes.empty()) {
-    const size_t size = CharacterBytes(bytes);
+    const size_t size = Utf8CharacterSize(bytes);
     const std::string_view character = size == 0 ? kReplacement : bytes.substr(0, size);
     if (text.size() + character.size() > bytes_max) break;
     text += character;
@@ -74,8 +71,12 @@ std::string ToUtf8(std::string_view bytes, size_t bytes_max) {
 
 std::string_view Utf8Prefix(std::string_view text, size_t bytes_max) {
   if (text.size() <= bytes_max) return text;
-  while (bytes_max > 0 && (text[bytes_max] & 0xC0) == 0x80) --bytes_max;
+  // A character that begins before the cut and ends behind it; at most 3 bytes are before.
+  for (size_t before = 1; before <= 3 && before <= bytes_max; ++before) {
+    const size_t begin = bytes_max - before;
+    if (Utf8CharacterSize(text.substr(begin)) > before) return text.substr(0, begin);
+  }
   return text.substr(0, bytes_max);
 }
 
-}  // namespace deka::agent
+}  // namespace deka::ipc
