@@ -201,7 +201,7 @@ class Agent::Impl : public std::enable_shared_from_this<Agent::Impl> {
 
   ipc::EventLoop& loop_;
   const Options options_;
-  const std::vector<std::string> environment_ = OwnEnvironment();
+  const std::vector<std::string> environment_ = ipc::OwnEnvironment();
   const uint64_t seed_ = RandomSeed();
   EventLog log_;
   QueueBudget queues_;

@@ -1,7 +1,5 @@
 #include "agent/spec.h"
 
-#include <unistd.h>
-
 #include <string_view>
 #include <utility>
 
@@ -203,14 +201,6 @@ absl::StatusOr<std::chrono::milliseconds> TimeoutOf(const v1::ChildSpec& spec) {
 
 v1::Dialect ToProto(ipc::Dialect dialect) {
   return dialect == ipc::Dialect::kNode ? v1::DIALECT_NODE : v1::DIALECT_DEKA;
-}
-
-std::vector<std::string> OwnEnvironment() {
-  std::vector<std::string> environment;
-  for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
-    environment.push_back(*entry);
-  }
-  return environment;
 }
 
 }  // namespace deka::agent

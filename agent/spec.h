@@ -54,9 +54,6 @@ inline bool IsSignal(int signal) { return signal >= 1 && signal <= SIGRTMAX; }
 
 v1::Dialect ToProto(ipc::Dialect dialect);
 
-// The environment of this process.
-std::vector<std::string> OwnEnvironment();
-
 }  // namespace deka::agent
 
 #endif  // AGENT_SPEC_H_

@@ -81,14 +81,6 @@ absl::StatusOr<Ends> MakePipe() {
   return EndsOf(ends[0], ends[1], kWhat);
 }
 
-std::vector<std::string> OwnEnvironment() {
-  std::vector<std::string> variables;
-  for (char** variable = environ; *variable != nullptr; ++variable) {
-    variables.emplace_back(*variable);
-  }
-  return variables;
-}
-
 std::string_view PathIn(const std::vector<std::string>& environment) {
   constexpr std::string_view kName = "PATH=";
   for (const std::string& variable : environment) {
@@ -235,6 +227,14 @@ class Orphans {
 };
 
 }  // namespace
+
+std::vector<std::string> OwnEnvironment() {
+  std::vector<std::string> variables;
+  for (char** variable = environ; variable != nullptr && *variable != nullptr; ++variable) {
+    variables.emplace_back(*variable);
+  }
+  return variables;
+}
 
 absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Fork(EventLoop& loop,
                                                                  ForkOptions options,

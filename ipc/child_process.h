@@ -75,6 +75,9 @@ struct ForkOptions {
       {};  // RLIMIT_NOFILE given to the child; unset: the parent's
 };
 
+// The environment of this process, "K=V" each.
+std::vector<std::string> OwnEnvironment();
+
 struct ExitStatus {
   // One of the two; neither if it could not be told, see unknown_reason.
   std::optional<int> code = std::nullopt;    // it exited
