@@ -63,6 +63,7 @@ constexpr Row kTable[] = {
     // The caller's deadline has nothing to do with it, and the same call again would start at the
     // same old position: a new one from the last cursor is what helps.
     {Reason::kStalled, "STALLED", StatusCode::kAborted, 0},
+    {Reason::kTooSlow, "TOO_SLOW", StatusCode::kAborted, 0},
     {Reason::kHeldByObserver, "HELD_BY_OBSERVER", StatusCode::kResourceExhausted, 1000},
     {Reason::kObserversLimit, "OBSERVERS_LIMIT", StatusCode::kResourceExhausted, 1000},
 

@@ -56,6 +56,7 @@ enum class Reason : uint8_t {
   kCursorExpired,     // events after the cursor are no longer in the log
   kCursorOtherEpoch,  // the cursor belongs to another life of the log
   kStalled,           // the observer did not read for too long: its call was ended
+  kTooSlow,           // the log turned over before the observer had read it, and its call was ended
   kHeldByObserver,    // a lossless observer holds the child back
   kObserversLimit,
 
