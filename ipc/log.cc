@@ -60,22 +60,24 @@ std::string Escaped(std::string_view bytes, size_t bytes_max) {
   bytes = Utf8Prefix(bytes, bytes_max);
   std::string text;
   while (!bytes.empty()) {
-    const size_t length = Utf8CharacterSize(bytes);
-    const auto first = static_cast<unsigned char>(bytes[0]);
-    if (bytes[0] == '\\') {
+    const size_t size = Utf8CharacterSize(bytes);
+    const std::string_view character = bytes.substr(0, std::max<size_t>(size, 1));
+    if (character == "\\") {
       text += "\\\\";
-    } else if (bytes[0] == '\n') {
+    } else if (character == "\n") {
       text += "\\n";
-    } else if (bytes[0] == '\r') {
+    } else if (character == "\r") {
       text += "\\r";
-    } else if (bytes[0] == '\t') {
+    } else if (character == "\t") {
       text += "\\t";
-    } else if (length == 0 || first < 0x20 || first == 0x7f) {
-      text += fmt::format("\\x{:02x}", first);
+    } else if (size == 0 || IsControl(character)) {
+      for (const char byte : character) {
+        text += fmt::format("\\x{:02x}", static_cast<unsigned char>(byte));
+      }
     } else {
-      text.append(bytes.substr(0, length));
+      text += character;
     }
-    bytes.remove_prefix(std::max<size_t>(length, 1));
+    bytes.remove_prefix(character.size());
   }
   return text;
 }

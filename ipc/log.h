@@ -29,8 +29,8 @@ void LogFrame(FrameDirection direction, std::string_view channel, std::string_vi
 // One line, if VerboseLogOn().
 void LogVerbose(std::string_view text);
 
-// `bytes` with control characters, backslashes and bytes that are no UTF-8 written as escapes, cut
-// at `bytes_max`.
+// `bytes`, cut at `bytes_max`, as one line that a terminal shows as it is: control characters (see
+// IsControl), backslashes and bytes that are no UTF-8 are written as escapes, "\x1b" for a byte.
 std::string Escaped(std::string_view bytes, size_t bytes_max);
 
 }  // namespace deka::ipc

@@ -37,6 +37,22 @@ size_t Utf8CharacterSize(std::string_view text) {
   return size;
 }
 
+bool IsControl(std::string_view character) {
+  const auto byte = [&](size_t i) { return static_cast<uint8_t>(character[i]); };
+  switch (character.size()) {
+    case 1:
+      return byte(0) < 0x20 || byte(0) == 0x7F;
+    case 2:  // U+0080 to U+009F
+      return byte(0) == 0xC2 && byte(1) < 0xA0;
+    case 3:
+      if (byte(0) != 0xE2) return false;
+      return (byte(1) == 0x80 && byte(2) >= 0xA8 && byte(2) <= 0xAE) ||  // U+2028 to U+202E
+             (byte(1) == 0x81 && byte(2) >= 0xA6 && byte(2) <= 0xA9);    // U+2066 to U+2069
+    default:
+      return false;
+  }
+}
+
 std::optional<size_t> FirstBadByte(std::string_view text) {
   size_t at = 0;
   while (at < text.size()) {

@@ -14,6 +14,11 @@ namespace deka::ipc {
 // Bytes of the character that `text` begins with; 0 if it begins with none.
 size_t Utf8CharacterSize(std::string_view text);
 
+// Whether a terminal or a reader of lines obeys `character` instead of showing it: C0, DEL and C1,
+// the line and paragraph separators, and what reorders the text around it (the bidirectional
+// embeddings, overrides and isolates).
+bool IsControl(std::string_view character);
+
 // The offset of the first byte of `text` that is not UTF-8.
 std::optional<size_t> FirstBadByte(std::string_view text);
 
