@@ -4,93 +4,16 @@
 #include <simdjson.h>
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
-
 #include "ipc/error.h"
+#include "ipc/json_scan.h"
 #include "ipc/utf8.h"
 
 namespace deka::ipc {
 namespace {
-
-bool IsSpace(char c) { return c == ' ' || c == '\n' || c == '\r' || c == '\t'; }
-bool IsDigit(char c) { return c >= '0' && c <= '9'; }
-
-// The value of a hexadecimal digit, or -1.
-int HexValue(char c) {
-  if (c >= '0' && c <= '9') return c - '0';
-  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-  return -1;
-}
-
-// The value of the four hexadecimal digits behind the \u at `p`; unset if that is not what is
-// there.
-std::optional<char32_t> HexEscape(const char* p, const char* end) {
-  if (end - p < 6 || p[0] != '\\' || p[1] != 'u') return std::nullopt;
-  char32_t value = 0;
-  for (int i = 2; i < 6; ++i) {
-    const int digit = HexValue(p[i]);
-    if (digit < 0) return std::nullopt;
-    value = value * 16 + static_cast<char32_t>(digit);
-  }
-  return value;
-}
-
-// Moves `p` behind the escape it points to; a pair of surrogates is one character, a lone one
-// U+FFFD. Unset if there is no such escape.
-std::optional<char32_t> TakeEscape(const char*& p, const char* end) {
-  if (end - p < 2) return std::nullopt;
-  if (p[1] != 'u') {
-    constexpr std::string_view kEscapes = R"("\/bfnrt)";
-    const size_t i = kEscapes.find(p[1]);
-    if (i == std::string_view::npos) return std::nullopt;
-    p += 2;
-    return static_cast<char32_t>("\"\\/\b\f\n\r\t"[i]);
-  }
-  const std::optional<char32_t> first = HexEscape(p, end);
-  if (!first.has_value()) return std::nullopt;
-  p += 6;
-  if (*first < 0xD800 || *first > 0xDFFF) return first;
-  const std::optional<char32_t> second = HexEscape(p, end);
-  const bool pair = *first < 0xDC00 && second.has_value() && *second >= 0xDC00 && *second <= 0xDFFF;
-  if (!pair) return U'\uFFFD';
-  p += 6;
-  return 0x10000 + ((*first - 0xD800) << 10) + (*second - 0xDC00);
-}
-
-// Writes a character that is no surrogate, and answers how many bytes it has.
-size_t EncodeUtf8(char32_t character, char* bytes) {
-  const auto tail = [character](int shift) {
-    return static_cast<char>(0x80 | (character >> shift & 0x3F));
-  };
-  if (character < 0x80) {
-    bytes[0] = static_cast<char>(character);
-    return 1;
-  }
-  if (character < 0x800) {
-    bytes[0] = static_cast<char>(0xC0 | character >> 6);
-    bytes[1] = tail(0);
-    return 2;
-  }
-  if (character < 0x10000) {
-    bytes[0] = static_cast<char>(0xE0 | character >> 12);
-    bytes[1] = tail(6);
-    bytes[2] = tail(0);
-    return 3;
-  }
-  bytes[0] = static_cast<char>(0xF0 | character >> 18);
-  bytes[1] = tail(12);
-  bytes[2] = tail(6);
-  bytes[3] = tail(0);
-  return 4;
-}
 
 // Reads one JSON value by the grammar. Its methods are given where they begin and answer where they
 // ended, or null, with `error_` set, if what stands there cannot be: the place stays in a register.
@@ -162,25 +85,7 @@ class Scanner {
     return SkipSpace(p);
   }
 
-  const char* SkipSpace(const char* p) const {
-    if (p<end_&& static_cast<uint8_t>(*p)> ' ') return p;
-    return SkipSpaces(p);
-  }
-
-  const char* SkipSpaces(const char* p) const {
-#if defined(__SSE2__)
-    for (; end_ - p >= 16; p += 16) {
-      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-      const auto is = [bytes](char c) { return _mm_cmpeq_epi8(bytes, _mm_set1_epi8(c)); };
-      const __m128i spaces =
-          _mm_or_si128(_mm_or_si128(is(' '), is('\n')), _mm_or_si128(is('\r'), is('\t')));
-      const unsigned others = ~static_cast<unsigned>(_mm_movemask_epi8(spaces)) & 0xffff;
-      if (others != 0) return p + std::countr_zero(others);
-    }
-#endif
-    while (p < end_ && IsSpace(*p)) ++p;
-    return p;
-  }
+  const char* SkipSpace(const char* p) const { return SkipJsonSpace(p, end_); }
 
   // What kind each open container is, is kept in bits, the innermost lowest: 64 of them in `open_`,
   // the others in `outer_`.
@@ -310,7 +215,7 @@ class Scanner {
   const char* String(const char* p) {
     ++p;
     for (;;) {
-      p = SkipPlain(p);
+      p = SkipPlain(p, end_, high_bits_);
       if (p == end_) return Fail(p, "a string is not closed");
       if (*p == '"') return p + 1;
       if (*p == '\0') return Fail(p, "a NUL byte stands in a string");
@@ -318,27 +223,6 @@ class Scanner {
       p = Escape(p);
       if (p == nullptr) return nullptr;
     }
-  }
-
-  // Up to a quote, a backslash or a control character. Notes whether there was anything but ASCII.
-  const char* SkipPlain(const char* p) {
-#if defined(__SSE2__)
-    for (; end_ - p >= 16; p += 16) {
-      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-      const auto is = [bytes](char c) { return _mm_cmpeq_epi8(bytes, _mm_set1_epi8(c)); };
-      const __m128i control = _mm_cmpeq_epi8(_mm_min_epu8(bytes, _mm_set1_epi8(0x1f)), bytes);
-      const __m128i ends = _mm_or_si128(_mm_or_si128(is('"'), is('\\')), control);
-      high_bits_ |= static_cast<unsigned>(_mm_movemask_epi8(bytes));
-      const unsigned mask = static_cast<unsigned>(_mm_movemask_epi8(ends));
-      if (mask != 0) return p + std::countr_zero(mask);
-    }
-#endif
-    for (; p < end_; ++p) {
-      const uint8_t c = static_cast<uint8_t>(*p);
-      if (c < 0x20 || c == '"' || c == '\\') break;
-      high_bits_ |= c & 0x80;
-    }
-    return p;
   }
 
   const char* Escape(const char* p) {
@@ -421,7 +305,7 @@ std::optional<std::string_view> DecodeJsonString(std::string_view json, std::spa
     } else {
       const std::optional<char32_t> character = TakeEscape(p, end);
       if (!character.has_value()) return std::nullopt;
-      count = EncodeUtf8(*character, bytes);
+      count = EncodeUtf8(IsSurrogate(*character) ? U'\uFFFD' : *character, bytes);
     }
     if (buffer.size() - size < count) break;
     std::memcpy(buffer.data() + size, bytes, count);
