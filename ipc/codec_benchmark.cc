@@ -1,14 +1,17 @@
-// What one line costs: cutting it out of the stream, and reading it. Beside it simdjson's parser on
-// the same bytes, and memchr.
+// What one line costs: cutting it out of the stream, reading it, and looking whether an observer
+// wants it. Beside it simdjson's parser on the same bytes, and memchr.
 
 #include <simdjson.h>
 
 #include <cstring>
+#include <optional>
 #include <string>
+#include <string_view>
 
 #include "benchmark/benchmark.h"
 #include "ipc/dialect.h"
 #include "ipc/json.h"
+#include "ipc/json_match.h"
 #include "ipc/line_framer.h"
 
 namespace deka::ipc {
@@ -54,6 +57,38 @@ void BM_Decode(benchmark::State& state) {
   for (auto _ : state) benchmark::DoNotOptimize(codec.Decode(line));
 }
 BENCHMARK(BM_Decode)->Arg(static_cast<int>(Dialect::kDeka))->Arg(static_cast<int>(Dialect::kNode));
+
+// An object of 200 bytes, and conditions on its last member.
+void BM_JsonMatch(benchmark::State& state, std::string_view pointer,
+                  std::optional<std::string_view> equals) {
+  const std::string json =
+      R"({"id":12345,"time":"2024-05-06T07:08:09.123Z","level":"info","tags":["a","b","c"],)"
+      R"("request":{"method":"GET","path":"/users/17","status":200,"seconds":0.0123},)"
+      R"("user":{"name":"ann","roles":["admin","user"]}})";
+  const JsonMatch match = JsonMatch::Create(pointer, equals).value();
+  if (!match.Matches(json)) state.SkipWithError("does not match");
+  for (auto _ : state) benchmark::DoNotOptimize(match.Matches(json));
+  state.SetBytesProcessed(state.iterations() * static_cast<int64_t>(json.size()));
+}
+BENCHMARK_CAPTURE(BM_JsonMatch, exists, "/user/name", std::nullopt);
+BENCHMARK_CAPTURE(BM_JsonMatch, text, "/user/name", R"("ann")");
+BENCHMARK_CAPTURE(BM_JsonMatch, number, "/request/status", "200");
+BENCHMARK_CAPTURE(BM_JsonMatch, object, "/user", R"({"roles":["admin","user"],"name":"ann"})");
+
+// What costs the most: many small objects, each of them to be compared with a large one.
+void BM_JsonMatchHostile(benchmark::State& state) {
+  std::string members = R"("0":0)";
+  for (int i = 1; i < 6000; ++i) {
+    members += ",\"" + std::to_string(i) + "\":" + std::to_string(i % 10);
+  }
+  std::string json = R"({"a":{"1":1})";
+  while (json.size() < (1 << 20)) json += R"(,"a":{"1":1})";
+  json += "}";
+  const JsonMatch match = JsonMatch::Create("/a", "{" + members + "}").value();
+  for (auto _ : state) benchmark::DoNotOptimize(match.Matches(json));
+  state.SetBytesProcessed(state.iterations() * static_cast<int64_t>(json.size()));
+}
+BENCHMARK(BM_JsonMatchHostile);
 
 void BM_Frame(benchmark::State& state) {
   const size_t line_bytes = static_cast<size_t>(state.range(0));
