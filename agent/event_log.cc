@@ -24,6 +24,19 @@ constexpr uint64_t PageCeil(uint64_t bytes) { return PageFloor(bytes + kPage - 1
 
 }  // namespace
 
+std::shared_ptr<const EventBlock> Log::FindBlock(uint64_t position) const {
+  for (const std::weak_ptr<const EventBlock>& remembered : blocks_) {
+    std::shared_ptr<const EventBlock> block = remembered.lock();
+    if (block != nullptr && block->Has(position)) return block;
+  }
+  return nullptr;
+}
+
+void Log::Remember(const std::shared_ptr<const EventBlock>& block) {
+  blocks_[next_block_] = block;
+  next_block_ = (next_block_ + 1) % blocks_.size();
+}
+
 EventLog::EventLog(Options options) : options_(std::move(options)), epoch_(NowUs()) {}
 
 EventLog::~EventLog() = default;
@@ -77,6 +90,7 @@ int64_t EventLog::Stage(Log& log, const Draft& draft) {
   record.payload_bytes = static_cast<uint32_t>(fields.payload.size());
   record.sequence = fields.sequence;
   record.child_sequence = fields.child_sequence;
+  record.time_us = fields.time_us;
   record.back_bytes = static_cast<uint32_t>(begin - batch_.newest);
   const v1::EventKind kind = KindOf(draft.kind_field);
   record.kind = static_cast<uint8_t>(kind);
@@ -106,9 +120,11 @@ void EventLog::MakeRoom(Log& log, uint64_t record_bytes) {
            ring.events() + static_cast<uint64_t>(batch_.events) + slack_events < log.events_max_;
   };
   if (fits(0, 0)) return;
-  // Some more than needed, so that not each event takes the lock.
-  const uint64_t slack_bytes = std::min(log.bytes_max_ / 16, kPage);
-  const uint64_t slack_events = std::min<uint64_t>(log.events_max_ / 16, 32);
+  // Some more than needed, so that not each event takes the lock; but nothing that somebody may
+  // still read who must not lose it.
+  const bool lossless = log.has_lossless_.load(std::memory_order_relaxed);
+  const uint64_t slack_bytes = lossless ? 0 : std::min(log.bytes_max_ / 16, kPage);
+  const uint64_t slack_events = lossless ? 0 : std::min<uint64_t>(log.events_max_ / 16, 32);
   for (;;) {
     {
       ipc::MutexLock lock(log.mutex_);
@@ -214,6 +230,66 @@ bool EventLog::YieldSome(Log& log, uint64_t bytes) {
   return log.charged_bytes_ < charged_bytes_before;
 }
 
+bool EventLog::IsFull(Log& log, Room room) {
+  if (!log.has_lossless_.load(std::memory_order_relaxed) || holds_ended_) return false;
+  const bool staged = batch_.log == &log;
+  const RecordRing::Control& control = log.ring_.control();
+  const uint64_t end = staged ? batch_.end : control.head;
+  const int64_t events = control.newest_child_sequence + (staged ? batch_.events : 0);
+  ipc::MutexLock lock(log.mutex_);
+  for (const auto& [observer, reading] : log.lossless_) {
+    if (reading.lapsed || reading.position >= end) continue;
+    const uint64_t unread_events = static_cast<uint64_t>(events - reading.child_sequence);
+    if (end - reading.position + room.bytes > log.bytes_max_ ||
+        unread_events + room.events > log.events_max_) {
+      return true;
+    }
+  }
+  return false;
+}
+
+void EventLog::OnRead(Log& log, absl::AnyInvocable<void()> read) {
+  ipc::MutexLock lock(log.mutex_);
+  log.on_read_ = std::move(read);
+}
+
+std::optional<std::chrono::steady_clock::time_point> EventLog::Lapse(
+    Log& log, std::chrono::steady_clock::time_point begin) {
+  const auto now = std::chrono::steady_clock::now();
+  const uint64_t newest = batch_.log == &log ? batch_.end : log.ring_.control().head;
+  std::optional<std::chrono::steady_clock::time_point> next;
+  ipc::MutexLock lock(log.mutex_);
+  for (auto& [observer, reading] : log.lossless_) {
+    if (reading.lapsed || reading.position >= newest) continue;
+    const auto end = begin + reading.hold_max;
+    if (end <= now) {
+      reading.lapsed = true;
+    } else {
+      next = std::min(next.value_or(end), end);
+    }
+  }
+  return next;
+}
+
+void EventLog::EndHolds() {
+  holds_ended_ = true;
+  std::vector<std::shared_ptr<Log>> logs;
+  {
+    ipc::MutexLock lock(mutex_);
+    logs.assign(logs_.begin(), logs_.end());
+  }
+  for (const std::shared_ptr<Log>& log : logs) TellRead(*log);
+}
+
+void EventLog::TellRead(Log& log) {
+  absl::AnyInvocable<void()> read;
+  {
+    ipc::MutexLock lock(log.mutex_);
+    read = std::exchange(log.on_read_, nullptr);
+  }
+  if (read) read();
+}
+
 void EventLog::Forget(std::shared_ptr<Log> log) {
   Commit();
   by_charge_.erase({log->charged_bytes_, log.get()});
@@ -224,11 +300,13 @@ void EventLog::Forget(std::shared_ptr<Log> log) {
     ipc::MutexLock lock(mutex_);
     logs_.erase(log->place_in_list_);
     log->forgotten_ = true;
-    forgotten_through_ = std::max(forgotten_through_, log->news_);
     {
       ipc::MutexLock log_lock(log->mutex_);
       while (!log->ring_.empty()) log->ring_.Evict();
       log->memory_.reset();
+      log->lossless_.clear();
+      forgotten_through_ = std::max(forgotten_through_, log->news_);
+      forgotten_time_us_ = std::max(forgotten_time_us_, log->ring_.control().evicted_time_us);
     }
     const auto tell = [&](LogObservation* observer) {
       if (observer->OnForget(log)) wakeups.push_back(observer->wakeup());

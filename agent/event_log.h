@@ -18,6 +18,9 @@
 #ifndef AGENT_EVENT_LOG_H_
 #define AGENT_EVENT_LOG_H_
 
+#include <array>
+#include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <list>
@@ -30,9 +33,12 @@
 #include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
+#include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "agent/event_block.h"
 #include "agent/event_encoding.h"
 #include "agent/log_memory.h"
 #include "agent/observation.h"
@@ -83,6 +89,24 @@ class Log {
   // Visible records only change under the mutex; only the writer changes them.
   RecordRing ring_ ABSL_GUARDED_BY(mutex_);
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;  // `closed` is visible
+  // The copies that were made last, while somebody has them.
+  std::shared_ptr<const EventBlock> FindBlock(uint64_t position) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Remember(const std::shared_ptr<const EventBlock>& block)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::array<std::weak_ptr<const EventBlock>, 8> blocks_ ABSL_GUARDED_BY(mutex_);
+  size_t next_block_ ABSL_GUARDED_BY(mutex_) = 0;
+
+  // How far an observer that must not lose anything has read.
+  struct Reading {
+    uint64_t position = 0;
+    int64_t child_sequence = 0;  // of the event before it
+    std::chrono::milliseconds hold_max{};
+    bool lapsed = false;  // it was waited for long enough, and has not read on since
+  };
+  absl::flat_hash_map<const LogObservation*, Reading> lossless_ ABSL_GUARDED_BY(mutex_);
+  std::atomic<bool> has_lossless_ = false;
+  absl::AnyInvocable<void()> on_read_ ABSL_GUARDED_BY(mutex_);
 
   // Pages at positions from here to the end of what is written are charged to this log. Writer's.
   uint64_t charged_from_ = 0;
@@ -156,6 +180,29 @@ class EventLog {
   // The sequence that the next event staged will have.
   int64_t next_sequence() const { return next_sequence_ + batch_.events; }
 
+  // Room for more events: their records, and once more the largest, which may not fit at the end of
+  // the ring.
+  struct Room {
+    uint64_t bytes = 0;
+    uint64_t events = 0;
+  };
+
+  // Lossless observers hold a child back: true if this much room cannot be had without evicting
+  // what one of them has not read. Whoever records goes on only with what cannot wait then.
+  bool IsFull(Log& log, Room room) ABSL_NO_THREAD_SAFETY_ANALYSIS;
+
+  // `read` is called once when a lossless observer has read on or is gone. Any thread calls it,
+  // under no lock. Replaces the one before.
+  void OnRead(Log& log, absl::AnyInvocable<void()> read);
+
+  // Nobody is waited for longer than it asked: those that were, since `begin`, miss what is evicted
+  // until they read on. When the next one is; nothing if nobody is waited for.
+  std::optional<std::chrono::steady_clock::time_point> Lapse(
+      Log& log, std::chrono::steady_clock::time_point begin) ABSL_NO_THREAD_SAFETY_ANALYSIS;
+
+  // No observer is waited for any more.
+  void EndHolds();
+
   // Drops the log of an ended child: who has not read all of it gets a gap.
   void Forget(std::shared_ptr<Log> log);
 
@@ -194,6 +241,8 @@ class EventLog {
   void Charge(Log& log, uint64_t end);
   void SetCharge(Log& log, uint64_t bytes);
   void Yield();
+  // Calls what OnRead was given.
+  static void TellRead(Log& log);
   bool YieldSome(Log& log, uint64_t bytes) ABSL_NO_THREAD_SAFETY_ANALYSIS;
 
   const Options options_;
@@ -205,6 +254,7 @@ class EventLog {
   int64_t time_us_ = 0;
   size_t charged_bytes_ = 0;
   std::set<std::pair<uint64_t, Log*>> by_charge_;
+  bool holds_ended_ = false;
 
   mutable ipc::Mutex mutex_;
   int64_t head_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -213,6 +263,7 @@ class EventLog {
   std::vector<LogObservation*> observers_of_all_ ABSL_GUARDED_BY(mutex_);
   // The newest event of all children that are forgotten.
   int64_t forgotten_through_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t forgotten_time_us_ ABSL_GUARDED_BY(mutex_) = 0;
   bool closing_ ABSL_GUARDED_BY(mutex_) = false;
 };
 

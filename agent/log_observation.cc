@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <limits>
 #include <utility>
 
 #include "fmt/format.h"
@@ -18,27 +19,22 @@ constexpr size_t kResponseBytesMin = 64 << 10;
 // No event is larger: a bound beyond it means the same.
 constexpr size_t kResponseBytesMax = 128 << 20;
 // The longest that the writer waits for a reader: copied, or walked over, under a log's lock.
-constexpr size_t kCopyBytesMax = 64 << 10;
+constexpr size_t kCopyBytesMax = EventBlock::kBytesMax;
 constexpr int kWalkRecordsMax = 512;
+// Runs of events at least this long are shared, not copied: what a response keeps of blocks is at
+// most four times its own length.
+constexpr size_t kShareBytesMin = 16 << 10;
+// Work of one TakeNext, in records looked at: some hundred microseconds.
+constexpr size_t kWorkMax = 16384;
+// What else costs as much as a record.
+constexpr size_t kWorkBytesCopied = 256;
+constexpr size_t kWorkBytesMatched = 32;
 constexpr size_t kForgottenMax = 1024;
+constexpr int kWhereMax = 16;
+constexpr std::chrono::milliseconds kHoldDefault{5000};
+constexpr std::chrono::milliseconds kHoldCeiling{8000};
 // Up to here it costs less to look at each place than to walk the list of logs with news.
 constexpr size_t kPlacesLookedAt = 16;
-
-// A batch is written behind room for tag and length, as long as they are for most.
-constexpr size_t kBatchHeadBytes = 4;
-constexpr char kBatchTag = v1::ObserveResponse::kBatchFieldNumber << 3 | 2;
-
-void FinishBatch(std::string& batch) {
-  const size_t bytes = batch.size() - kBatchHeadBytes;
-  const size_t head_bytes = 1 + VarintBytes(bytes);
-  if (head_bytes > kBatchHeadBytes) {
-    batch.insert(0, head_bytes - kBatchHeadBytes, '\0');
-  } else {
-    batch.erase(0, kBatchHeadBytes - head_bytes);
-  }
-  batch[0] = kBatchTag;
-  PutVarint(bytes, batch.data() + 1);
-}
 
 absl::Status InvalidField(std::string_view field, std::string_view what) {
   return ipc::MakeError(ipc::Reason::kInvalidArgument, fmt::format("`{}` {}", field, what),
@@ -55,6 +51,20 @@ std::optional<std::chrono::milliseconds> ToMilliseconds(
   if (nanos <= -1'000'000'000 || nanos >= 1'000'000'000) return std::nullopt;
   if ((seconds < 0 && nanos > 0) || (seconds > 0 && nanos < 0)) return std::nullopt;
   return std::chrono::milliseconds(seconds * 1000 + nanos / 1'000'000);
+}
+
+// Rounded up: an event is older than a time or not. Unset if it is no time.
+std::optional<int64_t> ToMicroseconds(const google::protobuf::Timestamp& time) {
+  constexpr int64_t kSecondsMin = -62'135'596'800, kSecondsMax = 253'402'300'799;
+  if (time.seconds() < kSecondsMin || time.seconds() > kSecondsMax) return std::nullopt;
+  if (time.nanos() < 0 || time.nanos() > 999'999'999) return std::nullopt;
+  return time.seconds() * 1'000'000 + (time.nanos() + 999) / 1000;
+}
+
+absl::StatusOr<ipc::JsonMatch> ToJsonMatch(const v1::ContentFilter& filter) {
+  return ipc::JsonMatch::Create(
+      filter.pointer(),
+      filter.has_equals() ? std::optional<std::string_view>(filter.equals()) : std::nullopt);
 }
 
 size_t ResponseBytes(const v1::Observation& observation) {
@@ -92,6 +102,10 @@ absl::Status ValidateObservation(const v1::Observation& observation, bool childr
   if (observation.start().has_after() && observation.start().after().sequence() < 0) {
     return InvalidField("observation.start.after", "has a negative sequence.");
   }
+  if (observation.start().has_since() && !ToMicroseconds(observation.start().since())) {
+    return InvalidField("observation.start.since",
+                        "is no time: seconds of the years 1 to 9999, and nanos of 0 to 999999999.");
+  }
   for (const int kind : observation.kinds()) {
     if (kind == v1::EVENT_KIND_UNSPECIFIED || !v1::EventKind_IsValid(kind)) {
       return InvalidField("observation.kinds",
@@ -125,6 +139,38 @@ absl::Status ValidateObservation(const v1::Observation& observation, bool childr
     const auto interval = ToMilliseconds(observation.heartbeat_interval());
     if (!interval || interval->count() < 1000 || interval->count() > 60'000) {
       return InvalidField("observation.heartbeat_interval", "must be 1 to 60 seconds.");
+    }
+  }
+  if (observation.where_size() > kWhereMax) {
+    return InvalidField("observation.where", fmt::format("has {} conditions, at most {} are taken.",
+                                                         observation.where_size(), kWhereMax));
+  }
+  for (int i = 0; i < observation.where_size(); ++i) {
+    if (const auto match = ToJsonMatch(observation.where(i)); !match.ok()) {
+      return InvalidField(fmt::format("observation.where[{}]", i),
+                          {match.status().message().data(), match.status().message().size()});
+    }
+  }
+  if (observation.payload_bytes_max() < 0) {
+    return InvalidField("observation.payload_bytes_max",
+                        "must not be negative; leave it out for all of each payload.");
+  }
+  if (observation.events_per_second_max() < 0) {
+    return InvalidField("observation.events_per_second_max",
+                        "must not be negative; 0 means no such limit.");
+  }
+  if (!v1::SlowPolicy_IsValid(observation.when_slow())) {
+    return InvalidField(
+        "observation.when_slow",
+        fmt::format("is {}, which is no policy.", static_cast<int>(observation.when_slow())));
+  }
+  if (observation.has_hold_max()) {
+    const auto hold = ToMilliseconds(observation.hold_max());
+    if (!hold || hold->count() < 1 || *hold > kHoldCeiling) {
+      return InvalidField("observation.hold_max", "must be 1 ms to 8 s; leave it out for 5 s.");
+    }
+    if (observation.when_slow() != v1::SLOW_POLICY_BLOCK) {
+      return InvalidField("observation.hold_max", "needs when_slow: SLOW_POLICY_BLOCK.");
     }
   }
   return absl::OkStatus();
@@ -172,14 +218,26 @@ LogObservation::LogObservation(EventLog& log, ObservationPlan plan)
       filter_bits_(FilterBits(plan.observation)),
       start_(plan.observation.start()),
       fail_on_gap_(plan.observation.fail_on_gap()),
+      fail_when_slow_(plan.observation.when_slow() == v1::SLOW_POLICY_DISCONNECT),
       events_max_(plan.observation.events_max()),
+      events_per_second_max_(plan.observation.events_per_second_max()),
       until_closed_(plan.observation.until_closed()),
+      payload_bytes_max_(plan.observation.has_payload_bytes_max()
+                             ? static_cast<size_t>(plan.observation.payload_bytes_max())
+                             : std::numeric_limits<size_t>::max()),
       response_bytes_max_(ResponseBytes(plan.observation)),
       batch_bytes_max_(std::min(response_bytes_max_, kBatchBytesMax)),
       heartbeat_interval_(std::chrono::seconds(10)),
       snapshot_(std::make_move_iterator(plan.snapshot.begin()),
                 std::make_move_iterator(plan.snapshot.end())) {
   if (plan.children) children_ = *std::move(plan.children);
+  for (const v1::ContentFilter& filter : plan.observation.where()) {
+    where_.push_back(*ToJsonMatch(filter));
+  }
+  if (plan.observation.when_slow() == v1::SLOW_POLICY_BLOCK) {
+    hold_max_ = plan.observation.has_hold_max() ? *ToMilliseconds(plan.observation.hold_max())
+                                                : kHoldDefault;
+  }
   if (plan.observation.has_heartbeat_interval()) {
     heartbeat_interval_ = *ToMilliseconds(plan.observation.heartbeat_interval());
   }
@@ -189,13 +247,23 @@ LogObservation::LogObservation(EventLog& log, ObservationPlan plan)
 }
 
 LogObservation::~LogObservation() {
+  std::vector<std::shared_ptr<Log>> held;
   {
     ipc::MutexLock lock(log_.mutex_);
     log_.observers_.erase(this);
     std::erase(log_.observers_of_all_, this);
     for (Log* log : watched_) std::erase(log->observers_, this);
+    if (hold_max_) held.assign(log_.logs_.begin(), log_.logs_.end());
   }
   wakeup_->Cancel();
+  for (const std::shared_ptr<Log>& log : held) {
+    {
+      ipc::MutexLock lock(log->mutex_);
+      if (log->lossless_.erase(this) == 0) continue;
+      log->has_lossless_.store(!log->lossless_.empty(), std::memory_order_relaxed);
+    }
+    EventLog::TellRead(*log);
+  }
 }
 
 absl::Status LogObservation::Begin() {
@@ -221,6 +289,7 @@ absl::Status LogObservation::Begin() {
     place.position = start_.has_earliest() ? control.tail : control.head;
     place.seen =
         start_.has_earliest() ? control.evicted_child_sequence : control.newest_child_sequence;
+    if (hold_max_) TellReading(place);
   }
   cursor_ = start_.has_earliest() ? first_sequence - 1 : log_.head_;
   *attached_.mutable_start() = CursorAt(cursor_);
@@ -328,7 +397,12 @@ void LogObservation::Watch(const std::shared_ptr<Log>& log) {
 }
 
 void LogObservation::OnNewLog(const std::shared_ptr<Log>& log) {
-  if (!named_ && !labels_.empty() && HasLabels(*log)) Watch(log);
+  if (named_ || !HasLabels(*log)) return;
+  if (!labels_.empty()) Watch(log);
+  if (hold_max_) {
+    ipc::MutexLock lock(log->mutex_);
+    TellReading({.log = log});
+  }
 }
 
 bool LogObservation::OnCommit(Log& log, const RecordRing::Control& control, uint32_t filter_bits,
@@ -348,7 +422,7 @@ bool LogObservation::OnCommit(Log& log, const RecordRing::Control& control, uint
 
 bool LogObservation::OnForget(const std::shared_ptr<Log>& log) {
   watched_.erase(log.get());
-  if (skipping_) {
+  if (skipping_ && !left_out_) {
     RemovePlace(*log);
     return false;
   }
@@ -364,15 +438,19 @@ void LogObservation::OnReady(absl::AnyInvocable<void()> ready) {
   {
     ipc::MutexLock lock(log_.mutex_);
     const bool now = step_ != Step::kEvents || end_ || !gaps_.empty() || !heap_.empty() ||
-                     (!skipping_ && log_.head_ > cursor_) || !forgotten_.empty() || log_.closing_ ||
-                     std::chrono::steady_clock::now() >= deadline_;
+                     !candidates_.empty() || (!skipping_ && log_.head_ > cursor_) ||
+                     !forgotten_.empty() || log_.closing_ || Clock::now() >= time();
     if (!now) {
-      skipping_ = true;
+      skipping_ = !hold_max_;
       wakeup_->Arm(std::move(ready));
       return;
     }
   }
   ready();
+}
+
+std::chrono::steady_clock::time_point LogObservation::time() const {
+  return left_out_ ? std::min(deadline_, second_end_) : deadline_;
 }
 
 void LogObservation::End(v1::Fin::Reason reason) {
@@ -388,7 +466,8 @@ void LogObservation::End(v1::Fin::Reason reason) {
 
 v1::Cursor LogObservation::cursor() const {
   ipc::MutexLock lock(log_.mutex_);
-  return CursorAt(skipping_ ? log_.head_ : cursor_);
+  const int64_t sequence = skipping_ ? log_.head_ : cursor_;
+  return CursorAt(left_out_ ? std::min(sequence, left_out_after_) : sequence);
 }
 
 v1::Cursor LogObservation::CursorAt(int64_t sequence) const {
@@ -399,119 +478,181 @@ v1::Cursor LogObservation::CursorAt(int64_t sequence) const {
   return cursor;
 }
 
-void LogObservation::TakeHeartbeat(std::string& response) {
+void LogObservation::TakeHeartbeat(Response& response) {
   v1::ObserveResponse message;
   v1::Heartbeat& heartbeat = *message.mutable_heartbeat();
   *heartbeat.mutable_cursor() = cursor();
   heartbeat.set_delivered(delivered_);
   heartbeat.set_dropped(dropped_);
-  message.SerializeToString(&response);
+  response.Set(message);
 }
 
-Observation::Next LogObservation::TakeNext(std::string& response) {
+Observation::Next LogObservation::TakeNext(Response& response) {
   {
     ipc::MutexLock lock(log_.mutex_);
     if (skipping_) cursor_ = log_.head_;
     skipping_ = false;
   }
   if (step_ == Step::kEnded) return Next::kEnd;
-  if (!end_ && deadline_ != std::chrono::steady_clock::time_point::max() &&
-      std::chrono::steady_clock::now() >= deadline_) {
-    end_ = v1::Fin::REASON_DURATION;
-  }
+  now_ = Clock::now();
+  work_left_ = kWorkMax;
+  if (!end_ && now_ >= deadline_) end_ = v1::Fin::REASON_DURATION;
+  if (step_ == Step::kEvents) return TakeEvents(response);
   if (end_) return TakeFin(response);
-  if (step_ == Step::kAttached) {
-    if (start_.has_last()) FindLast(start_.last());
+  if (step_ == Step::kStart) {
+    if (!FindStart()) return Next::kBusy;
     v1::ObserveResponse message;
     *message.mutable_attached() = attached_;
-    message.SerializeToString(&response);
+    response.Set(message);
     step_ = Step::kSnapshot;
     return Next::kResponse;
   }
-  if (step_ == Step::kSnapshot) {
-    if (!snapshot_.empty()) {
-      response = std::move(snapshot_.front());
-      snapshot_.pop_front();
-      return Next::kResponse;
-    }
-    v1::ObserveResponse message;
-    message.mutable_snapshot_complete()->set_head(attached_.head());
-    message.SerializeToString(&response);
-    step_ = Step::kEvents;
+  if (!snapshot_.empty()) {
+    response.Clear();
+    response.Append(snapshot_.front());
+    snapshot_.pop_front();
     return Next::kResponse;
   }
-  return TakeEvents(response);
+  v1::ObserveResponse message;
+  message.mutable_snapshot_complete()->set_head(attached_.head());
+  response.Set(message);
+  step_ = Step::kEvents;
+  return Next::kResponse;
 }
 
-void LogObservation::FindLast(int64_t count) {
-  // Steps back from the newest event of all, wherever it is.
-  struct Walk {
-    int64_t sequence;
-    uint64_t begin;
-    uint32_t place;
-    bool operator<(const Walk& other) const { return sequence < other.sequence; }
-  };
-  std::vector<Walk> heap;
-  const auto push_before = [&](uint32_t number, const RecordRing& ring) {
-    const Place& place = places_[number];
-    if (place.seen <= ring.control().evicted_child_sequence) return;
-    const uint64_t begin = BeginBefore(ring, place.position);
-    heap.push_back({ring.At(begin).sequence, begin, number});
-    std::push_heap(heap.begin(), heap.end());
-  };
-  for (uint32_t number = 0; number < places_.size(); ++number) {
-    Log& log = *places_[number].log;
-    ipc::MutexLock lock(log.mutex_);
-    push_before(number, log.ring_);
-  }
-  while (count > 0 && !heap.empty()) {
-    std::pop_heap(heap.begin(), heap.end());
-    Walk walk = heap.back();
-    heap.pop_back();
-    const int64_t other = heap.empty() ? 0 : heap.front().sequence;
-    Place& place = places_[walk.place];
-    ipc::MutexLock lock(place.log->mutex_);
-    const RecordRing& ring = place.log->ring_;
-    for (int i = 0; i < kWalkRecordsMax; ++i) {
-      if (place.seen <= ring.control().evicted_child_sequence) break;
-      const Record& record = ring.At(walk.begin);
-      if (record.sequence < other) break;
-      place.position = walk.begin;
-      place.seen = record.child_sequence - 1;
-      cursor_ = record.sequence - 1;
-      if (Matches(record) && --count == 0) break;
-      walk.begin -= record.back_bytes;
-    }
-    if (count > 0) push_before(walk.place, ring);
+bool LogObservation::FindStart() {
+  if (start_.has_last()) {
+    if (!FindLast()) return false;
+  } else if (start_.has_since()) {
+    if (!FindSince()) return false;
+  } else {
+    return true;
   }
   *attached_.mutable_start() = CursorAt(cursor_);
+  find_ = {};
+  return true;
 }
 
-void LogObservation::Search(Place& place) {
-  Log& log = *place.log;
-  for (bool found = false; !found;) {
+// Steps back from the newest event of all, wherever it is.
+bool LogObservation::FindLast() {
+  if (find_.left == 0) {
+    find_.left = start_.last();
+    find_.positions.resize(places_.size());
+  }
+  while (find_.place < places_.size()) {
+    if (!Spend(1)) return false;
+    PushLast(static_cast<uint32_t>(find_.place++));
+  }
+  while (find_.left > 0 && !find_.heap.empty()) {
+    if (!Spend(1)) return false;
+    std::pop_heap(find_.heap.begin(), find_.heap.end(), std::less<>());
+    const Source source = find_.heap.back();
+    find_.heap.pop_back();
+    Place& place = places_[source.place];
+    const uint64_t begin = find_.positions[source.place];
+    const std::optional<Record> record = ReadRecord(*place.log, begin, find_.payload);
+    if (!record) continue;  // evicted, and all before it too
+    place.position = begin;
+    place.seen = record->child_sequence - 1;
+    cursor_ = record->sequence - 1;
+    Spend(find_.payload.size() / kWorkBytesMatched);
+    if (Matches(*record) && ContentMatches(*record, find_.payload) && --find_.left == 0) break;
+    PushLast(source.place);
+  }
+  return true;
+}
+
+void LogObservation::PushLast(uint32_t place_number) {
+  const Place& place = places_[place_number];
+  ipc::MutexLock lock(place.log->mutex_);
+  const RecordRing& ring = place.log->ring_;
+  if (place.seen <= ring.control().evicted_child_sequence) return;
+  const uint64_t begin = BeginBefore(ring, place.position);
+  find_.positions[place_number] = begin;
+  find_.heap.push_back({ring.At(begin).sequence, place_number});
+  std::push_heap(find_.heap.begin(), find_.heap.end(), std::less<>());
+}
+
+// The record at `begin`, and its payload if it is a message whose content counts. Unset if it was
+// evicted.
+std::optional<Record> LogObservation::ReadRecord(Log& log, uint64_t begin, std::string& payload) {
+  payload.clear();
+  Record record;
+  for (;;) {
     ipc::MutexLock lock(log.mutex_);
     const RecordRing& ring = log.ring_;
-    for (int i = 0; i < kWalkRecordsMax && !found; ++i) {
-      if (place.seen <= ring.control().evicted_child_sequence) {
-        found = true;
-        break;
-      }
-      const uint64_t begin = BeginBefore(ring, place.position);
-      const Record& record = ring.At(begin);
-      found = record.sequence <= cursor_;
-      if (found) break;
-      place.position = begin;
-      place.seen = record.child_sequence - 1;
-    }
-    if (found) SkipUnseen(place);
+    if (begin < ring.control().tail) return std::nullopt;
+    record = ring.At(begin);
+    if (where_.empty() || record.kind != v1::EVENT_KIND_MESSAGE || !Matches(record)) return record;
+    const char* const bytes = ring.At(begin).entry() + record.entry_bytes - record.payload_bytes;
+    payload.append(bytes + payload.size(),
+                   std::min(record.payload_bytes - payload.size(), kCopyBytesMax));
+    if (payload.size() == record.payload_bytes) return record;
   }
 }
 
-Observation::Next LogObservation::TakeEvents(std::string& response) {
+bool LogObservation::FindSince() {
+  const int64_t since_us = *ToMicroseconds(start_.since());
+  if (find_.place == 0) find_.first = attached_.head() + 1;
+  for (; find_.place < places_.size(); ++find_.place) {
+    Place& place = places_[find_.place];
+    if (!StepBack(place, [&](const Record& record) { return record.time_us < since_us; })) {
+      return false;
+    }
+    ipc::MutexLock lock(place.log->mutex_);
+    const RecordRing& ring = place.log->ring_;
+    const RecordRing::Control& control = ring.control();
+    if (control.evicted_time_us >= since_us && control.evicted_sequence > 0) {
+      find_.first = std::min(find_.first, control.evicted_sequence);
+    } else if (place.position != control.head) {
+      find_.first = std::min(find_.first, ring.At(ring.Settle(place.position)).sequence);
+    }
+  }
+  if (!named_) {
+    ipc::MutexLock lock(log_.mutex_);
+    if (log_.forgotten_through_ > 0 && log_.forgotten_time_us_ >= since_us) {
+      find_.first = std::min(find_.first, log_.forgotten_through_);
+      AddInexactGap(v1::Gap::REASON_CHILD_FORGOTTEN, log_.forgotten_through_);
+    }
+  }
+  cursor_ = find_.first - 1;
+  for (Place& place : places_) {
+    ipc::MutexLock lock(place.log->mutex_);
+    place.search = place.log->ring_.control().evicted_sequence > cursor_;
+  }
+  return true;
+}
+
+template <typename IsBefore>
+bool LogObservation::StepBack(Place& place, IsBefore is_before) {
+  Log& log = *place.log;
   for (;;) {
-    if (end_) return TakeFin(response);
+    if (!Spend(1)) return false;
+    ipc::MutexLock lock(log.mutex_);
+    const RecordRing& ring = log.ring_;
+    for (int i = 0; i < kWalkRecordsMax; ++i) {
+      if (place.seen <= ring.control().evicted_child_sequence) return true;
+      const uint64_t begin = BeginBefore(ring, place.position);
+      const Record& record = ring.At(begin);
+      if (is_before(record)) return true;
+      place.position = begin;
+      place.seen = record.child_sequence - 1;
+      Spend(1);
+    }
+  }
+}
+
+Observation::Next LogObservation::TakeEvents(Response& response) {
+  if (left_out_ && now_ >= second_end_) TellAllLeftOut();
+  for (;;) {
+    if (end_ && left_out_) TellAllLeftOut();
     if (!gaps_.empty()) return TakeGap(response);
+    if (end_) return TakeFin(response);
+    while (!candidates_.empty()) {
+      if (!Spend(1) || !Enqueue(candidates_.back())) return Next::kBusy;
+      candidates_.pop_back();
+    }
+    if (!gaps_.empty()) continue;
     if (heap_.empty()) {
       cursor_ = std::max(cursor_, round_head_);
       const bool stopped = stop_at_ && cursor_ >= *stop_at_;
@@ -525,25 +666,46 @@ Observation::Next LogObservation::TakeEvents(std::string& response) {
       }
       continue;
     }
-    response.assign(kBatchHeadBytes, '\0');
-    bool full = false;
-    while (!full && !heap_.empty() && gaps_.empty() && !end_) {
+    response.Clear();
+    Batch batch{.response = response};
+    bool complete = false;
+    while (!complete && !heap_.empty() && gaps_.empty()) {
       std::pop_heap(heap_.begin(), heap_.end(), std::greater<>());
       const Source source = heap_.back();
       heap_.pop_back();
       const int64_t others = heap_.empty() ? round_head_ : heap_.front().key - 1;
-      full = Run(places_[source.place], source, std::max(source.key, others), response);
-      Enqueue(source.place);
+      complete = Run(places_[source.place], source, std::max(source.key, others), batch);
+      (void)Enqueue(source.place);  // nothing is to be searched there
+      if (!Spend(1)) complete = true;
     }
-    if (response.size() > kBatchHeadBytes) {
-      FinishBatch(response);
+    if (!batch.empty()) {
+      batch.Finish();
       return Next::kResponse;
     }
+    if (work_left_ == 0) return Next::kBusy;
   }
 }
 
+void LogObservation::Batch::Flush() {
+  if (block == nullptr) return;
+  const std::string_view entries = block->Entries(begin, end);
+  if (entries.size() >= kShareBytesMin) {
+    response.Share(std::move(block), entries);
+  } else {
+    response.Append(entries);
+  }
+  block = nullptr;
+}
+
+void LogObservation::Batch::Finish() {
+  Flush();
+  char head[1 + kVarintBytesMax] = {v1::ObserveResponse::kBatchFieldNumber << 3 | 2};
+  const char* const head_end = PutVarint(response.bytes(), head + 1);
+  response.Prepend({head, static_cast<size_t>(head_end - head)});
+}
+
+// True if there is news, or there may be.
 bool LogObservation::Collect() {
-  std::vector<uint32_t> candidates;
   {
     ipc::MutexLock lock(log_.mutex_);
     round_head_ = log_.head_;
@@ -551,7 +713,7 @@ bool LogObservation::Collect() {
     TakeForgotten();
     const bool look_at_each = first_round_ || (named_ && places_.size() <= kPlacesLookedAt);
     if (look_at_each) {
-      for (uint32_t number = 0; number < places_.size(); ++number) candidates.push_back(number);
+      for (uint32_t number = 0; number < places_.size(); ++number) candidates_.push_back(number);
     }
     if (!named_ || !look_at_each) {
       for (const std::shared_ptr<Log>& log : log_.logs_) {
@@ -562,13 +724,14 @@ bool LogObservation::Collect() {
         }
         const size_t places_before = places_.size();
         const uint32_t number = PlaceOf(log);
-        if (!look_at_each || places_.size() > places_before) candidates.push_back(number);
+        if (!look_at_each || places_.size() > places_before) candidates_.push_back(number);
       }
     }
   }
+  const bool news = first_round_ || round_head_ > cursor_ || !gaps_.empty();
   first_round_ = false;
-  for (const uint32_t number : candidates) Enqueue(number);
-  return !heap_.empty() || !gaps_.empty();
+  if (!news) candidates_.clear();
+  return news;
 }
 
 void LogObservation::TakeForgotten() {
@@ -582,20 +745,30 @@ void LogObservation::TakeForgotten() {
         SkipEvicted(place, 0);
       }
     }
+    TellLeftOut(place);
     RemovePlace(*log);
   }
   forgotten_.clear();
   if (forgotten_overflow_ == 0) return;
   AddInexactGap(v1::Gap::REASON_CHILD_FORGOTTEN, std::exchange(forgotten_overflow_, 0));
   for (size_t i = places_.size(); i-- > 0;) {
-    if (places_[i].log->forgotten_) RemovePlace(*std::shared_ptr<Log>(places_[i].log));
+    if (!places_[i].log->forgotten_) continue;
+    TellLeftOut(places_[i]);
+    RemovePlace(*std::shared_ptr<Log>(places_[i].log));
   }
 }
 
-void LogObservation::Enqueue(uint32_t place_number) {
+bool LogObservation::Enqueue(uint32_t place_number) {
   Place& place = places_[place_number];
-  if (place.search) Search(place);
-  int64_t key;
+  if (place.search) {
+    if (!StepBack(place, [&](const Record& record) { return record.sequence <= cursor_; })) {
+      return false;
+    }
+    ipc::MutexLock lock(place.log->mutex_);
+    SkipUnseen(place);
+  }
+  int64_t key = std::numeric_limits<int64_t>::max();
+  bool has_read = false;
   {
     ipc::MutexLock lock(place.log->mutex_);
     const RecordRing& ring = place.log->ring_;
@@ -604,13 +777,24 @@ void LogObservation::Enqueue(uint32_t place_number) {
       key = std::min(control.evicted_sequence, round_head_);
     } else {
       place.position = std::max(place.position, control.tail);
-      if (place.position == control.head) return;
-      key = ring.At(ring.Settle(place.position)).sequence;
+      if (place.position != control.head) key = ring.At(ring.Settle(place.position)).sequence;
+      if (hold_max_) has_read = TellReading(place);
     }
   }
-  if (key > round_head_) return;
+  if (has_read) EventLog::TellRead(*place.log);
+  if (key > round_head_) return true;
   heap_.push_back({key, place_number});
   std::push_heap(heap_.begin(), heap_.end(), std::greater<>());
+  return true;
+}
+
+bool LogObservation::TellReading(const Place& place) {
+  Log& log = *place.log;
+  Log::Reading& reading = log.lossless_[this];
+  const bool has_read = place.position > reading.position && log.on_read_;
+  reading = {place.position, place.seen, *hold_max_};
+  log.has_lossless_.store(true, std::memory_order_relaxed);
+  return has_read;
 }
 
 bool LogObservation::SkipEvicted(Place& place, int64_t key) {
@@ -618,6 +802,7 @@ bool LogObservation::SkipEvicted(Place& place, int64_t key) {
   if (place.position >= control.tail) return false;
   place.position = control.tail;
   if (place.seen >= control.evicted_child_sequence) return false;
+  TellLeftOut(place);
   AddGap(place, place.seen + 1, key);
   return true;
 }
@@ -628,6 +813,7 @@ void LogObservation::SkipUnseen(Place& place) {
   if (control.evicted_sequence <= cursor_) return;
   place.position = control.tail;
   AddGap(place, control.first_sequence > cursor_ ? std::optional<int64_t>(1) : std::nullopt, 0);
+  gaps_.back().slow = false;
 }
 
 void LogObservation::AddGap(Place& place, std::optional<int64_t> from_child_sequence, int64_t key) {
@@ -638,113 +824,214 @@ void LogObservation::AddGap(Place& place, std::optional<int64_t> from_child_sequ
   if (from_child_sequence) gap.set_from_child_sequence(*from_child_sequence);
   gap.set_to_child_sequence(control.evicted_child_sequence);
   gap.set_to_sequence(control.evicted_sequence);
-  gap.set_reason(place.log->memory_ ? v1::Gap::REASON_LOG_TURNED_OVER
-                                    : v1::Gap::REASON_CHILD_FORGOTTEN);
-  gaps_.push_back({std::move(gap), key});
+  const auto lossless = place.log->lossless_.find(this);
+  const bool lapsed = lossless != place.log->lossless_.end() && lossless->second.lapsed;
+  gap.set_reason(!place.log->memory_ ? v1::Gap::REASON_CHILD_FORGOTTEN
+                 : lapsed            ? v1::Gap::REASON_BLOCK_TIMEOUT
+                                     : v1::Gap::REASON_LOG_TURNED_OVER);
+  gaps_.push_back({std::move(gap), key, /*slow=*/true});
 }
 
-bool LogObservation::Run(Place& place, const Source& source, int64_t bound, std::string& batch) {
+bool LogObservation::Run(Place& place, const Source& source, int64_t bound, Batch& batch) {
+  for (;;) {
+    std::shared_ptr<const EventBlock> block = BlockAt(place, source, bound);
+    if (block == nullptr) return false;
+    block_ = std::move(block);
+    if (RunBlock(place, block_, bound, batch)) return true;
+  }
+}
+
+std::shared_ptr<const EventBlock> LogObservation::BlockAt(Place& place, const Source& source,
+                                                          int64_t bound) {
   Log& log = *place.log;
   for (;;) {
     {
       ipc::MutexLock lock(log.mutex_);
+      if (SkipEvicted(place, source.key)) return nullptr;
       const RecordRing& ring = log.ring_;
-      if (SkipEvicted(place, source.key)) return false;
-      bool large = false;
-      for (size_t cost = 0; cost < kCopyBytesMax && !large;) {
-        if (place.position == ring.control().head) return false;
-        const uint64_t begin = ring.Settle(place.position);
-        const Record& record = ring.At(begin);
-        if (record.sequence > bound) return false;
-        cost += sizeof(Record);
-        if (Matches(record)) {
-          const size_t bytes = record.entry_bytes;
-          const bool alone = batch.size() == kBatchHeadBytes;
-          if (!alone && batch.size() + bytes > batch_bytes_max_) return true;
-          large = bytes > kCopyBytesMax || batch.size() + bytes > response_bytes_max_;
-          if (large) break;
-          batch.append(record.entry(), bytes);
-          cost += bytes;
-          Pass(place, begin, record);
-          if (CountDelivered()) return true;
-        } else {
-          Pass(place, begin, record);
+      const uint64_t head = ring.control().head;
+      if (place.position == head) return nullptr;
+      place.position = ring.Settle(place.position);
+      const Record& first = ring.At(place.position);
+      if (first.sequence > bound) return nullptr;
+      if (std::shared_ptr<const EventBlock> block = log.FindBlock(place.position)) return block;
+      if (first.entry_bytes <= EventBlock::kBytesMax) {
+        auto block = std::make_shared<EventBlock>();
+        block->Reserve(std::min<size_t>(head - place.position, EventBlock::kBytesMax));
+        for (uint64_t position = place.position; position != head;) {
+          position = ring.Settle(position);
+          const Record& record = ring.At(position);
+          if (record.sequence > bound) break;
+          if (block->bytes() + record.entry_bytes > EventBlock::kBytesMax) break;
+          block->Add(record, position, {record.entry(), record.entry_bytes});
+          position += record.bytes();
         }
+        Spend(block->bytes() / kWorkBytesCopied);
+        log.Remember(block);
+        return block;
       }
-      if (!large) continue;
     }
-    if (AppendLarge(place, batch) && CountDelivered()) return true;
+    if (std::shared_ptr<const EventBlock> block = CopyLarge(log, place.position)) return block;
   }
 }
 
-bool LogObservation::AppendLarge(Place& place, std::string& batch) {
-  Log& log = *place.log;
-  const uint64_t position = place.position;
-  const size_t batch_bytes_before = batch.size();
-  uint64_t begin;
-  Record record;
-  size_t head_bytes, payload_bytes;
-  {
+std::shared_ptr<const EventBlock> LogObservation::CopyLarge(Log& log, uint64_t position) {
+  auto block = std::make_shared<EventBlock>();
+  for (;;) {
     ipc::MutexLock lock(log.mutex_);
-    const RecordRing& ring = log.ring_;
-    if (position < ring.control().tail) return false;
-    begin = ring.Settle(position);
-    record = ring.At(begin);
-    const char* const entry = ring.At(begin).entry();
-    head_bytes = record.entry_bytes - record.payload_bytes;
-    payload_bytes = record.payload_bytes;
-    std::string_view head(entry, head_bytes);
-    const size_t whole_bytes = batch.size() + record.entry_bytes;
-    if (whole_bytes > response_bytes_max_) {
-      payload_bytes -= std::min(payload_bytes, whole_bytes - response_bytes_max_);
-      if (record.payload_field != PayloadField::kRaw) {
-        payload_bytes =
-            ipc::Utf8Prefix({entry + head_bytes, record.payload_bytes}, payload_bytes).size();
-      }
-      batch += HeadForPayload(head, record.payload_bytes, payload_bytes);
+    if (position < log.ring_.control().tail) return nullptr;
+    const Record& record = log.ring_.At(position);
+    const size_t copied = block->bytes();
+    const size_t bytes = std::min<size_t>(record.entry_bytes - copied, kCopyBytesMax);
+    if (copied == 0) {
+      block->Reserve(record.entry_bytes);
+      block->Add(record, position, {record.entry(), bytes});
     } else {
-      batch += head;
+      block->Extend({record.entry() + copied, bytes});
+    }
+    Spend(bytes / kWorkBytesCopied);
+    if (block->bytes() < record.entry_bytes) continue;
+    log.Remember(block);
+    return block;
+  }
+}
+
+bool LogObservation::RunBlock(Place& place, const std::shared_ptr<const EventBlock>& block,
+                              int64_t bound, Batch& batch) {
+  const std::vector<EventBlock::Event>& events = block->events();
+  for (size_t number = block->Find(place.position); number < events.size(); ++number) {
+    const EventBlock::Event& event = events[number];
+    if (event.record.sequence > bound) return false;
+    if (!Spend(1)) return true;
+    bool shown = false;
+    if (Matches(event.record) && ContentMatches(event.record, block->Payload(event))) {
+      switch (Rate()) {
+        case Allowed::kNow:
+          if (!Show(block, number, batch)) return true;
+          shown = true;
+          second_left_ -= events_per_second_max_ > 0;
+          break;
+        case Allowed::kNot:
+          LeaveOut(place, event.record);
+          break;
+        case Allowed::kAfterGaps:
+          TellAllLeftOut();
+          return true;
+      }
+    }
+    place.position = event.position + event.record.bytes();
+    place.seen = event.record.child_sequence;
+    cursor_ = event.record.sequence;
+    if (shown && ++delivered_ == events_max_) {
+      end_ = v1::Fin::REASON_EVENTS_MAX;
+      return true;
     }
   }
-  for (size_t copied = 0; copied < payload_bytes;) {
-    ipc::MutexLock lock(log.mutex_);
-    if (position < log.ring_.control().tail) {
-      batch.resize(batch_bytes_before);
-      return false;
+  return false;
+}
+
+bool LogObservation::ContentMatches(const Record& record, std::string_view payload) {
+  if (where_.empty() || record.kind != v1::EVENT_KIND_MESSAGE) return true;
+  Spend(payload.size() / kWorkBytesMatched);
+  return std::all_of(where_.begin(), where_.end(),
+                     [&](const ipc::JsonMatch& match) { return match.Matches(payload); });
+}
+
+bool LogObservation::Show(const std::shared_ptr<const EventBlock>& block, size_t number,
+                          Batch& batch) {
+  const EventBlock::Event& event = block->events()[number];
+  const Record& record = event.record;
+  size_t payload_bytes = std::min<size_t>(record.payload_bytes, payload_bytes_max_);
+  const size_t bytes = record.entry_bytes - (record.payload_bytes - payload_bytes);
+  if (!batch.empty() && batch.bytes + bytes > batch_bytes_max_) return false;
+  if (bytes > response_bytes_max_)
+    payload_bytes -= std::min(payload_bytes, bytes - response_bytes_max_);
+  if (payload_bytes == record.payload_bytes) {
+    if (batch.block != block || batch.end != number) {
+      batch.Flush();
+      batch.block = block;
+      batch.begin = number;
     }
-    const size_t bytes = std::min(payload_bytes - copied, kCopyBytesMax);
-    batch.append(log.ring_.At(begin).entry() + head_bytes + copied, bytes);
-    copied += bytes;
+    batch.end = number + 1;
+    batch.bytes += bytes;
+    return true;
   }
-  Pass(place, begin, record);
+  batch.Flush();
+  std::string_view payload = block->Payload(event);
+  payload = record.payload_field == PayloadField::kRaw ? payload.substr(0, payload_bytes)
+                                                       : ipc::Utf8Prefix(payload, payload_bytes);
+  const std::string_view entry = block->Entries(number, number + 1);
+  const std::string head = HeadForPayload(entry.substr(0, entry.size() - record.payload_bytes),
+                                          record.payload_bytes, payload.size());
+  batch.response.Append(head);
+  if (payload.size() >= kShareBytesMin) {
+    batch.response.Share(block, payload);
+  } else {
+    batch.response.Append(payload);
+  }
+  batch.bytes += head.size() + payload.size();
   return true;
 }
 
-void LogObservation::Pass(Place& place, uint64_t begin, const Record& record) {
-  place.position = begin + record.bytes();
-  place.seen = record.child_sequence;
-  cursor_ = record.sequence;
+LogObservation::Allowed LogObservation::Rate() {
+  if (events_per_second_max_ == 0) return Allowed::kNow;
+  if (now_ >= second_end_) {
+    if (left_out_) return Allowed::kAfterGaps;
+    second_end_ = now_ + std::chrono::seconds(1);
+    second_left_ = events_per_second_max_;
+  }
+  if (second_left_ == 0) return Allowed::kNot;
+  return Allowed::kNow;
 }
 
-bool LogObservation::CountDelivered() {
-  ++delivered_;
-  if (delivered_ != events_max_) return false;
-  end_ = v1::Fin::REASON_EVENTS_MAX;
-  return true;
+void LogObservation::LeaveOut(Place& place, const Record& record) {
+  if (!std::exchange(left_out_, true)) left_out_after_ = cursor_;
+  if (place.left_out.first == 0) place.left_out.first = record.child_sequence;
+  place.left_out.last = record.child_sequence;
+  place.left_out.sequence = record.sequence;
 }
 
-Observation::Next LogObservation::TakeGap(std::string& response) {
+void LogObservation::TellLeftOut(Place& place) {
+  if (place.left_out.first == 0) return;
+  v1::Gap gap;
+  gap.set_child(place.log->child());
+  gap.set_from_child_sequence(place.left_out.first);
+  gap.set_to_child_sequence(place.left_out.last);
+  gap.set_to_sequence(place.left_out.sequence);
+  gap.set_reason(v1::Gap::REASON_RATE);
+  gaps_.push_back({std::move(gap), place.left_out.sequence, /*slow=*/false});
+  place.left_out = {};
+}
+
+void LogObservation::TellAllLeftOut() {
+  left_out_ = false;
+  const size_t told_before = gaps_.size();
+  for (Place& place : places_) TellLeftOut(place);
+  std::sort(gaps_.begin() + static_cast<ptrdiff_t>(told_before), gaps_.end(),
+            [](const PendingGap& a, const PendingGap& b) { return a.key < b.key; });
+}
+
+Observation::Next LogObservation::TakeGap(Response& response) {
   PendingGap pending = std::move(gaps_.front());
   gaps_.pop_front();
   v1::Gap& gap = pending.gap;
-  if (fail_on_gap_) {
+  const bool rate = gap.reason() == v1::Gap::REASON_RATE;
+  if (!rate && (fail_on_gap_ || (fail_when_slow_ && pending.slow))) {
     step_ = Step::kEnded;
-    status_ = ipc::MakeError(
-        ipc::Reason::kCursorExpired,
-        fmt::format("Events after sequence {} are no longer in the log: the observer was too slow. "
-                    "Observe on without fail_on_gap, or after {}.",
-                    cursor_, gap.to_sequence()),
-        {{"first_sequence", fmt::format("{}", gap.to_sequence())}});
+    status_ =
+        fail_on_gap_
+            ? ipc::MakeError(ipc::Reason::kCursorExpired,
+                             fmt::format("Events after sequence {} are no longer in the log: the "
+                                         "observer was too slow. Observe on without fail_on_gap, "
+                                         "or after {}.",
+                                         cursor_, gap.to_sequence()),
+                             {{"first_sequence", fmt::format("{}", gap.to_sequence())}})
+            : ipc::MakeError(ipc::Reason::kTooSlow,
+                             fmt::format("The observer was too slow: events after sequence {} are "
+                                         "no longer in the log. Resume after it, which begins with "
+                                         "the gap, or observe less.",
+                                         cursor_),
+                             {{"sequence", fmt::format("{}", cursor_)}});
     return Next::kEnd;
   }
   if (gap.has_from_child_sequence()) {
@@ -753,19 +1040,19 @@ Observation::Next LogObservation::TakeGap(std::string& response) {
   cursor_ = std::max(cursor_, pending.key);
   v1::ObserveResponse message;
   *message.mutable_gap() = std::move(gap);
-  message.SerializeToString(&response);
+  response.Set(message);
   return Next::kResponse;
 }
 
-Observation::Next LogObservation::TakeFin(std::string& response) {
+Observation::Next LogObservation::TakeFin(Response& response) {
   v1::ObserveResponse message;
   v1::Fin& fin = *message.mutable_fin();
   *fin.mutable_cursor() = CursorAt(cursor_);
   // Who was shown everything to the last `closed` is told so, also by an agent that stops.
   const bool closed = *end_ == v1::Fin::REASON_AGENT_STOPPING && until_closed_ &&
-                      step_ == Step::kEvents && gaps_.empty() && heap_.empty() && AllClosed();
+                      step_ == Step::kEvents && heap_.empty() && candidates_.empty() && AllClosed();
   fin.set_reason(closed ? v1::Fin::REASON_CLOSED : *end_);
-  message.SerializeToString(&response);
+  response.Set(message);
   step_ = Step::kEnded;
   return Next::kResponse;
 }

@@ -34,6 +34,7 @@ void RecordRing::Evict() {
   const Record& record = At(begin);
   control_.evicted_sequence = record.sequence;
   control_.evicted_child_sequence = record.child_sequence;
+  control_.evicted_time_us = record.time_us;
   control_.tail = begin + record.bytes();
 }
 

@@ -27,6 +27,7 @@ struct Record {
   uint32_t payload_bytes = 0;  // the last of them
   int64_t sequence = 0;
   int64_t child_sequence = 0;
+  int64_t time_us = 0;      // since 1970
   uint32_t back_bytes = 0;  // to the beginning of the record before this
   uint8_t kind = 0;         // v1::EventKind; kPad: skip the rest of the memory
   uint8_t direction = 0;    // v1::Direction
@@ -43,7 +44,7 @@ struct Record {
   }
   static constexpr uint8_t kPad = 0;
 };
-static_assert(sizeof(Record) == 32);
+static_assert(sizeof(Record) == 40);
 
 class RecordRing {
  public:
@@ -56,6 +57,7 @@ class RecordRing {
     // Of the newest record that is not here any more; 0: all are here.
     int64_t evicted_sequence = 0;
     int64_t evicted_child_sequence = 0;
+    int64_t evicted_time_us = 0;
     int64_t first_sequence = 0;  // of the first record that ever was; 0: none yet
   };
 

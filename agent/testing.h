@@ -79,11 +79,13 @@ struct Shown {
 
 // Takes all that there is now. Returns what TakeNext answered last.
 inline Observation::Next TakeAll(Observation& observation, Shown& shown) {
-  std::string response;
+  Response response;
   for (;;) {
     const Observation::Next next = observation.TakeNext(response);
+    if (next == Observation::Next::kBusy) continue;
     if (next != Observation::Next::kResponse) return next;
-    shown.Add(response);
+    EXPECT_EQ(response.ToString().size(), response.bytes());
+    shown.Add(response.ToString());
     if (::testing::Test::HasFatalFailure()) return next;
   }
 }

@@ -184,7 +184,7 @@ Task BridgeService::Observe(Call& call) {
   const bool begun = co_await call.SendHeaders();
   if (!begun) co_return;
   bool stopping = false;
-  std::string response;
+  agent::Response response;
   while (!feed.ended()) {
     co_await call.Until(
         [&] { return call.cancelled() || feed.Ready() || (call.stopping() && !stopping); },
@@ -287,7 +287,7 @@ Task BridgeService::Attach(Call& call) {
 
   absl::Status end;
   bool end_asked = false;  // of the observation
-  std::string response;
+  agent::Response response;
   for (;;) {
     Answers& answers = attachment->answers;
     const auto shown = [&] { return !feed || feed->ended(); };
@@ -299,12 +299,14 @@ Task BridgeService::Attach(Call& call) {
       return (shown() && answers.empty() && (attachment->half_closed || call.stopping())) ||
              (feed && feed->ended() && !feed->status().ok());
     };
+    // Before the await: g++ 12 evaluates both sides of a conditional inside of one.
+    const CallClock::time_point time = feed ? feed->time() : Call::kNever;
     co_await call.Until(
         [&] {
           return call.cancelled() || answers.HasNext() || !attachment->violation.ok() ||
                  must_end() || (feed && feed->Ready()) || complete();
         },
-        feed ? feed->time() : Call::kNever);
+        time);
     if (call.cancelled()) break;
 
     // Answers go ahead of events that wait.

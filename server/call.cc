@@ -38,8 +38,12 @@ std::suspend_never Task::promise_type::final_suspend() noexcept {
 void Mailbox::Post(Letter letter) {
   if (std::this_thread::get_id() == thread_) {
     own_.push_back(std::move(letter));
-    return;
+  } else {
+    PostBehind(std::move(letter));
   }
+}
+
+void Mailbox::PostBehind(Letter letter) {
   ipc::MutexLock lock(mutex_);
   if (closed_) return;
   letters_.push_back(std::move(letter));
@@ -224,12 +228,20 @@ Call::Remote Call::remote() const {
   return remote;
 }
 
-void Call::Remote::Post(Mailbox::Letter letter) const {
-  mailbox_->Post([call = call_, letter = std::move(letter)]() mutable {
+Mailbox::Letter Call::Remote::ForCall(Mailbox::Letter letter) const {
+  return [call = call_, letter = std::move(letter)]() mutable {
     if (*call == nullptr) return;
     letter();
     (*call)->Look();
-  });
+  };
+}
+
+void Call::Remote::Post(Mailbox::Letter letter) const {
+  mailbox_->Post(ForCall(std::move(letter)));
+}
+
+void Call::Remote::PostBehind(Mailbox::Letter letter) const {
+  mailbox_->PostBehind(ForCall(std::move(letter)));
 }
 
 void Call::Operation::Complete(bool ok) {

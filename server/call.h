@@ -118,6 +118,8 @@ class Mailbox final : public CompletionTag {
   // Runs `letter` on the queue's thread, never inside the call. Those of one thread run in order.
   // Destroyed unrun, on the caller's thread, when the box is closed. Any thread.
   void Post(Letter letter);
+  // The same, behind what has been put into the queue already, whatever thread calls.
+  void PostBehind(Letter letter);
 
   // Runs what the queue's own thread has posted: to be called after each completion.
   void RunOwn();
@@ -303,9 +305,13 @@ class Call {
     // Runs `letter` on the calls' thread, then looks at the call's conditions. If the call is gone
     // it is destroyed unrun. Any thread.
     void Post(Mailbox::Letter letter) const;
+    // The same, after other calls had their turn.
+    void PostBehind(Mailbox::Letter letter) const;
 
    private:
     friend class Call;
+    Mailbox::Letter ForCall(Mailbox::Letter letter) const;
+
     std::shared_ptr<Mailbox> mailbox_;
     std::shared_ptr<Call*> call_;  // null when it is gone; the calls' thread alone looks
   };

@@ -3,20 +3,18 @@
 #include <algorithm>
 #include <cstdint>
 #include <utility>
+#include <vector>
 
 namespace deka::server {
 
 namespace {
 
-// The buffer that one observer keeps between its writes.
-constexpr size_t kReusedBytesMax = 2 * agent::Observation::kBatchBytesMax;
-
-grpc::Slice ToSlice(std::string& bytes) {
-  if (bytes.capacity() <= kReusedBytesMax) return grpc::Slice(bytes);
-  auto* moved = new std::string(std::exchange(bytes, std::string()));
+// A slice that keeps the owner of its bytes alive.
+grpc::Slice ToSlice(const agent::Response::Piece& piece) {
+  using Owner = std::shared_ptr<const void>;
   return grpc::Slice(
-      moved->data(), moved->size(), [](void* string) { delete static_cast<std::string*>(string); },
-      moved);
+      const_cast<char*>(piece.shared), piece.bytes,
+      [](void* owner) { delete static_cast<Owner*>(owner); }, new Owner(piece.owner));
 }
 
 }  // namespace
@@ -24,16 +22,15 @@ grpc::Slice ToSlice(std::string& bytes) {
 Feed::Feed(Call& call, std::unique_ptr<agent::Observation> observation)
     : remote_(call.remote()),
       observation_(std::move(observation)),
-      deadline_(observation_->deadline()),
       heartbeat_at_(CallClock::now() + observation_->heartbeat_interval()) {}
 
 CallClock::time_point Feed::time() const {
-  return ended_ ? Call::kNever : std::min(deadline_, heartbeat_at_);
+  return ended_ ? Call::kNever : std::min(observation_->time(), heartbeat_at_);
 }
 
-bool Feed::Take(std::string& response) {
+bool Feed::Take(agent::Response& response) {
   const CallClock::time_point now = CallClock::now();
-  if (now >= deadline_) End(bridge::v1::Fin::REASON_DURATION);
+  if (now >= observation_->time()) *news_ = true;
   if (*news_) {
     switch (observation_->TakeNext(response)) {
       case agent::Observation::Next::kResponse:
@@ -43,6 +40,10 @@ bool Feed::Take(std::string& response) {
         ended_ = true;
         status_ = observation_->status();
         return false;
+      case agent::Observation::Next::kBusy:
+        *news_ = false;
+        remote_.PostBehind([news = news_] { *news = true; });
+        break;
       case agent::Observation::Next::kWait:
         *news_ = false;
         observation_->OnReady(
@@ -57,26 +58,31 @@ bool Feed::Take(std::string& response) {
 }
 
 void Feed::End(bridge::v1::Fin::Reason reason) {
-  deadline_ = Call::kNever;
   observation_->End(reason);
   *news_ = true;
 }
 
-grpc::ByteBuffer ToObserveResponse(std::string& response) {
-  const grpc::Slice slice = ToSlice(response);
-  return grpc::ByteBuffer(&slice, 1);
+grpc::ByteBuffer ToObserveResponse(agent::Response& response) {
+  const grpc::Slice own(response.own());
+  std::vector<grpc::Slice> slices;
+  slices.reserve(response.pieces().size());
+  for (const agent::Response::Piece& piece : response.pieces()) {
+    slices.push_back(piece.owner == nullptr ? own.sub(piece.begin, piece.begin + piece.bytes)
+                                            : ToSlice(piece));
+  }
+  return grpc::ByteBuffer(slices.data(), slices.size());
 }
 
-grpc::ByteBuffer ToAttachResponse(std::string& response) {
+grpc::ByteBuffer ToAttachResponse(agent::Response& response) {
   // Field 1, `observed`: its length, then its bytes as they are.
-  uint8_t header[1 + 10] = {bridge::v1::AttachResponse::kObservedFieldNumber << 3 | 2};
+  char head[1 + 10] = {bridge::v1::AttachResponse::kObservedFieldNumber << 3 | 2};
   size_t size = 1;
-  for (uint64_t left = response.size();; left >>= 7) {
-    header[size++] = static_cast<uint8_t>((left & 0x7F) | (left > 0x7F ? 0x80 : 0));
+  for (uint64_t left = response.bytes();; left >>= 7) {
+    head[size++] = static_cast<char>((left & 0x7F) | (left > 0x7F ? 0x80 : 0));
     if (left <= 0x7F) break;
   }
-  const grpc::Slice slices[] = {grpc::Slice(header, size), ToSlice(response)};
-  return grpc::ByteBuffer(slices, 2);
+  response.Prepend({head, size});
+  return ToObserveResponse(response);
 }
 
 }  // namespace deka::server

@@ -11,7 +11,6 @@
 #define SERVER_FEED_H_
 
 #include <memory>
-#include <string>
 
 #include "absl/status/status.h"
 #include "agent/observation.h"
@@ -31,7 +30,7 @@ class Feed {
   CallClock::time_point time() const;
 
   // Fills `response` with the next piece, or heartbeat. False: nothing now.
-  bool Take(std::string& response);
+  bool Take(agent::Response& response);
 
   // Everything was taken; status() says how it ended.
   bool ended() const { return ended_; }
@@ -45,16 +44,15 @@ class Feed {
   const std::unique_ptr<agent::Observation> observation_;
   // Whether the log has told that there is something; shared with it.
   const std::shared_ptr<bool> news_ = std::make_shared<bool>(true);
-  CallClock::time_point deadline_;
   CallClock::time_point heartbeat_at_;
   bool ended_ = false;
   absl::Status status_;
 };
 
-// The bytes of an ObserveResponse as a message to be written: alone, or in an AttachResponse. Large
-// ones are moved, and `response` is empty afterwards.
-grpc::ByteBuffer ToObserveResponse(std::string& response);
-grpc::ByteBuffer ToAttachResponse(std::string& response);
+// A response as a message to be written: alone, or as the `observed` of an AttachResponse. What it
+// shares is not copied.
+grpc::ByteBuffer ToObserveResponse(agent::Response& response);
+grpc::ByteBuffer ToAttachResponse(agent::Response& response);
 
 }  // namespace deka::server
 
