@@ -581,6 +581,7 @@ void Agent::Impl::Stop(StopOptions options, absl::AnyInvocable<void()> done) {
   stop_done_.push_back(std::move(done));
   if (std::exchange(stopping_, true)) return Hurry(options);
   stop_options_ = options;
+  log_.EndHolds();
   Disconnect();
 }
 

@@ -15,6 +15,12 @@ using Clock = std::chrono::steady_clock;
 
 constexpr size_t kErrorTextBytesMax = 2048;
 
+// Room in a log that is kept for what cannot be held back: signals, and how a child ends.
+constexpr size_t kKeptEvents = 64;
+constexpr size_t kKeptBytes = 32 << 10;
+// What an event may have beside its payload: numbers, sender, request id.
+constexpr size_t kEventOverheadBytes = 384;
+
 std::string ReasonOrInternal(const absl::Status& status) {
   return std::string(ipc::ReasonName(ipc::ReasonOf(status).value_or(ipc::Reason::kInternal)));
 }
@@ -134,9 +140,11 @@ RecordedChild::RecordedChild(const Environment& environment, Description descrip
     : environment_(environment),
       description_(std::move(description)),
       log_(std::move(log)),
-      listener_(listener) {}
+      listener_(listener),
+      hold_limit_(environment.loop) {}
 
 RecordedChild::~RecordedChild() {
+  *self_ = nullptr;
   environment_.queues.Forget(*this);
   environment_.queues.Change(queued_bytes_, 0);
   const absl::Status unknown =
@@ -320,6 +328,7 @@ absl::StatusOr<ipc::Channel::Accepted> RecordedChild::Enqueue(
   if (process_ == nullptr || disconnected_) {
     return exit_status_ ? ExitedError() : ChannelClosedError();
   }
+  if (LogIsFull(json.size())) return HeldError();
   if (!environment_.queues.Fits(json.size() + kQueueOverheadBytes)) return QueueFullError();
   const uint64_t tag = next_tag_++;
   const absl::StatusOr<ipc::Channel::Accepted> accepted = process_->Send(json, tag);
@@ -503,7 +512,8 @@ void RecordedChild::OnMessage(ipc::Message message) {
                                  .kind = kind.bytes(),
                                  .payload_field = PayloadField::kJson,
                                  .payload = message.json});
-  if (listener_ != nullptr && !message.internal) listener_->OnMessage(*this, message.json);
+  if (listener_ != nullptr && !message.internal) return listener_->OnMessage(*this, message.json);
+  HoldIfFull();
 }
 
 void RecordedChild::OnReadEnd() { environment_.log.Commit(); }
@@ -517,7 +527,8 @@ void RecordedChild::OnOutput(ipc::OutputLine line) {
               .kind = kind.bytes(),
               .payload_field = ipc::IsUtf8(line.text) ? PayloadField::kText : PayloadField::kRaw,
               .payload = line.text});
-  if (listener_ != nullptr) listener_->OnOutput(*this, line);
+  if (listener_ != nullptr) return listener_->OnOutput(*this, line);
+  HoldIfFull();
 }
 
 void RecordedChild::OnError(ipc::BadFrame frame) {
@@ -526,7 +537,44 @@ void RecordedChild::OnError(ipc::BadFrame frame) {
   error.set_message(TextOf(frame.reason));
   error.set_size_bytes(static_cast<int64_t>(frame.size_bytes));
   Stage(v1::Event::kError, error, PayloadField::kRaw, frame.bytes);
-  if (listener_ != nullptr) listener_->OnError(*this, frame.reason);
+  if (listener_ != nullptr) return listener_->OnError(*this, frame.reason);
+  HoldIfFull();
+}
+
+bool RecordedChild::LogIsFull(size_t json_bytes) const {
+  if (listener_ != nullptr) return false;
+  const size_t messages = queued_.size() + 1;
+  return environment_.log.IsFull(
+      *log_, {.bytes = kKeptBytes + json_bytes + 2 * description_.limits.message_bytes_max +
+                       queued_bytes_ + messages * kEventOverheadBytes,
+              .events = kKeptEvents + messages});
+}
+
+void RecordedChild::HoldIfFull() {
+  if (held_since_ || !LogIsFull()) return;
+  held_since_ = Clock::now();
+  process_->PauseReading();
+  LookAtHold();
+}
+
+void RecordedChild::LookAtHold() {
+  if (!held_since_ || process_ == nullptr) return;
+  // Before it is looked: what is read from now on is told.
+  environment_.log.OnRead(*log_, [&loop = environment_.loop, self = self_] {
+    loop.Post([self] {
+      if (*self != nullptr) (*self)->LookAtHold();
+    });
+  });
+  const auto limit = environment_.log.Lapse(*log_, *held_since_);
+  if (limit && LogIsFull()) {
+    hold_limit_.Start(
+        std::chrono::ceil<std::chrono::milliseconds>(*limit - Clock::now()),
+        [this] { LookAtHold(); }, /*referenced=*/false);
+    return;
+  }
+  held_since_.reset();
+  hold_limit_.Cancel();
+  process_->ResumeReading();
 }
 
 void RecordedChild::OnSent(ipc::Sent sent) {
@@ -680,6 +728,15 @@ absl::Status RecordedChild::ExitedError() const {
                                     "be signalled",
                                     name()),
                         {{"child", name()}});
+}
+
+absl::Status RecordedChild::HeldError() const {
+  return ipc::MakeError(
+      ipc::Reason::kHeldByObserver,
+      fmt::format("An observer that must not lose anything has not read what the log of {} is full "
+                  "of, and holds it back. Nothing was queued. Wait and try again.",
+                  name()),
+      {{"child", name()}});
 }
 
 absl::Status RecordedChild::QueueFullError() const {

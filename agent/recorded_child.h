@@ -168,6 +168,12 @@ class RecordedChild final : public Child, private ipc::ChildProcess::Listener {
                 PayloadField payload_field = PayloadField::kNone, std::string_view payload = {});
   void RecordStarted(const v1::Sender& sender);
 
+  // Held back: neither channel nor output are read, while a lossless observer has not read what the
+  // log is full of. A parent in the same process that listens is never made to wait so.
+  bool LogIsFull(size_t json_bytes = 0) const;
+  void HoldIfFull();
+  void LookAtHold();
+
   std::shared_ptr<Message> Remembered(const std::string& key);
   void Repeat(const std::shared_ptr<Message>& message, const std::shared_ptr<Call>& call);
   // Queues the message, or fails with nothing queued.
@@ -186,6 +192,7 @@ class RecordedChild final : public Child, private ipc::ChildProcess::Listener {
   absl::Status ChannelClosedError() const;
   absl::Status ExitedError() const;
   absl::Status QueueFullError() const;
+  absl::Status HeldError() const;
 
   const Environment environment_;
   const Description description_;
@@ -207,6 +214,11 @@ class RecordedChild final : public Child, private ipc::ChildProcess::Listener {
   v1::Disconnected::By disconnected_by_ = v1::Disconnected::BY_UNSPECIFIED;  // who asked first
   v1::Sender disconnected_sender_;
   std::vector<Answer<v1::DisconnectResponse>> disconnect_answers_;
+
+  std::optional<std::chrono::steady_clock::time_point> held_since_;
+  ipc::Timer hold_limit_;
+  // This child, for other threads; null when it is gone. The loop's thread alone looks.
+  const std::shared_ptr<RecordedChild*> self_ = std::make_shared<RecordedChild*>(this);
 
   uint64_t next_tag_ = 1;
   size_t queued_bytes_ = 0;  // as QueueBudget knows it
