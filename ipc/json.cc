@@ -331,19 +331,4 @@ void BreaksToSpaces(std::span<char> json) {
   }
 }
 
-absl::StatusOr<std::string> MessageFromClient(std::string json, size_t bytes_max,
-                                              size_t depth_max) {
-  if (json.size() > bytes_max) {
-    return MakeError(Reason::kMessageTooLarge,
-                     fmt::format("the message has {} bytes and the limit is {}; send less at once",
-                                 json.size(), bytes_max),
-                     {{"limit", fmt::format("{}", bytes_max)}});
-  }
-  if (const std::optional<JsonError> error = CheckJson(json, depth_max)) {
-    return JsonErrorToStatus(*error, "the message");
-  }
-  BreaksToSpaces(json);
-  return json;
-}
-
 }  // namespace deka::ipc

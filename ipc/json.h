@@ -12,11 +12,9 @@
 #include <cstddef>
 #include <optional>
 #include <span>
-#include <string>
 #include <string_view>
 
 #include "absl/status/status.h"
-#include "absl/status/statusor.h"
 
 namespace deka::ipc {
 
@@ -53,11 +51,6 @@ std::string_view TrimJson(std::string_view json);
 // Turns CR and LF into spaces. `json` has been found valid: there they are only white space between
 // tokens, so the value stays the same and fits on one line.
 void BreaksToSpaces(std::span<char> json);
-
-// A client's message made ready for a frame: at most `bytes_max` bytes, one JSON value, its line
-// breaks turned into spaces, else untouched. Fails with kMessageTooLarge or kInvalidJson, with
-// `limit` or `offset` as metadata.
-absl::StatusOr<std::string> MessageFromClient(std::string json, size_t bytes_max, size_t depth_max);
 
 }  // namespace deka::ipc
 

@@ -346,30 +346,10 @@ TEST(BreaksToSpacesTest, LeavesEverythingElse) {
   EXPECT_EQ(empty, "");
 }
 
-TEST(MessageFromClientTest, MakesOneLineOfPrettyJson) {
-  const absl::StatusOr<std::string> message =
-      MessageFromClient("{\n  \"a\": [\r\n    1e999\n  ]\n}\n", 100, kDepthMax);
-  ASSERT_TRUE(message.ok()) << message.status();
-  EXPECT_EQ(*message, "{   \"a\": [      1e999   ] } ");
-}
-
-TEST(MessageFromClientTest, RefusesALineBreakInsideAString) {
-  const absl::StatusOr<std::string> message = MessageFromClient("\"a\nb\"", 100, kDepthMax);
-  EXPECT_EQ(ReasonOf(message.status()), Reason::kInvalidJson);
-  EXPECT_EQ(MetadataOf(message.status(), "offset"), "2");
-}
-
-TEST(MessageFromClientTest, LimitsSize) {
-  const std::string at_limit = "\"" + std::string(98, 'x') + "\"";
-  EXPECT_EQ(MessageFromClient(at_limit, 100, kDepthMax).value(), at_limit);
-  const absl::Status status = MessageFromClient(at_limit + " ", 100, kDepthMax).status();
-  EXPECT_EQ(ReasonOf(status), Reason::kMessageTooLarge);
-  EXPECT_EQ(MetadataOf(status, "limit"), "100");
-  EXPECT_NE(std::string(status.message()).find("101"), std::string::npos) << status;
-}
-
-TEST(MessageFromClientTest, SaysWhichByteAndWhatIsExpected) {
-  const absl::Status status = MessageFromClient("{\"a\":nope}", 100, kDepthMax).status();
+TEST(JsonErrorTest, SaysWhichByteAndWhatIsExpected) {
+  const std::optional<JsonError> error = CheckJson("{\"a\":nope}", kDepthMax);
+  ASSERT_TRUE(error.has_value());
+  const absl::Status status = JsonErrorToStatus(*error, "the message");
   EXPECT_EQ(ReasonOf(status), Reason::kInvalidJson);
   EXPECT_EQ(MetadataOf(status, "offset"), "5");
   EXPECT_EQ(std::string(status.message()),
