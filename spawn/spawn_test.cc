@@ -651,40 +651,28 @@ bool KernelTellsOfReaped() {
   return major > 6 || (major == 6 && minor >= 15);
 }
 
-TEST(ReapTest, StolenExitCode) {
-  Call call({"/bin/sh", "-c", "exit 7"});
-  const Started started = call();
-  ASSERT_GT(started.pid, 0);
-  int status;
-  ASSERT_EQ(waitpid(-1, &status, 0), started.pid);
-
-  const Ended ended = Reap(started.pidfd);
+// That somebody else reaped the process, and how it ended where the kernel tells.
+void ExpectStolen(const Ended& ended, Ended::How how, int value) {
   EXPECT_TRUE(ended.stolen);
   if (KernelTellsOfReaped()) {
-    EXPECT_EQ(ended.how, Ended::How::kExited);
-    EXPECT_EQ(ended.value, 7);
+    EXPECT_EQ(ended.how, how);
+    EXPECT_EQ(ended.value, value);
   } else {
     EXPECT_EQ(ended.how, Ended::How::kNotKnown);
   }
-  close(started.pidfd);
 }
 
-TEST(ReapTest, StolenSignal) {
-  Call call({"/bin/sh", "-c", "kill -KILL $$"});
-  const Started started = call();
-  ASSERT_GT(started.pid, 0);
-  int status;
-  ASSERT_EQ(waitpid(-1, &status, 0), started.pid);
-
-  const Ended ended = Reap(started.pidfd);
-  EXPECT_TRUE(ended.stolen);
-  if (KernelTellsOfReaped()) {
-    EXPECT_EQ(ended.how, Ended::How::kSignal);
-    EXPECT_EQ(ended.value, SIGKILL);
-  } else {
-    EXPECT_EQ(ended.how, Ended::How::kNotKnown);
+TEST(ReapTest, Stolen) {
+  for (const bool by_signal : {false, true}) {
+    Call call({"/bin/sh", "-c", by_signal ? "kill -KILL $$" : "exit 7"});
+    const Started started = call();
+    ASSERT_GT(started.pid, 0);
+    int status;
+    ASSERT_EQ(waitpid(-1, &status, 0), started.pid);
+    ExpectStolen(Reap(started.pidfd), by_signal ? Ended::How::kSignal : Ended::How::kExited,
+                 by_signal ? SIGKILL : 7);
+    close(started.pidfd);
   }
-  close(started.pidfd);
 }
 
 TEST(ReapTest, HostThatIgnoresSigchld) {
@@ -697,13 +685,7 @@ TEST(ReapTest, HostThatIgnoresSigchld) {
   ASSERT_GT(started.pid, 0);
   const Ended ended = WaitFor(started.pidfd);
   sigaction(SIGCHLD, &before, nullptr);
-  EXPECT_TRUE(ended.stolen);
-  if (KernelTellsOfReaped()) {
-    EXPECT_EQ(ended.how, Ended::How::kExited);
-    EXPECT_EQ(ended.value, 9);
-  } else {
-    EXPECT_EQ(ended.how, Ended::How::kNotKnown);
-  }
+  ExpectStolen(ended, Ended::How::kExited, 9);
   close(started.pidfd);
 
   // A program that cannot be started is told all the same.
@@ -727,20 +709,13 @@ TEST(ReapTest, ProcessThatIsNoChildOfOurs) {
   const int grandchild = static_cast<int>(syscall(SYS_pidfd_open, atoi(line), 0));
   ASSERT_GE(grandchild, 0);
 
-  Ended ended = Reap(grandchild);
+  const Ended ended = Reap(grandchild);
   EXPECT_EQ(ended.how, Ended::How::kNotYet);
   EXPECT_TRUE(ended.stolen);
 
   EXPECT_EQ(SendSignal(grandchild, SIGKILL), 0);
   EXPECT_EQ(WaitFor(shell.pidfd).how, Ended::How::kExited);
-  ended = WaitFor(grandchild);
-  EXPECT_TRUE(ended.stolen);
-  if (KernelTellsOfReaped()) {
-    EXPECT_EQ(ended.how, Ended::How::kSignal);
-    EXPECT_EQ(ended.value, SIGKILL);
-  } else {
-    EXPECT_EQ(ended.how, Ended::How::kNotKnown);
-  }
+  ExpectStolen(WaitFor(grandchild), Ended::How::kSignal, SIGKILL);
   close(shell.pidfd);
   close(grandchild);
   close(ends[0]);
