@@ -16,6 +16,7 @@
 
 #include "ipc/descriptor.h"
 #include "ipc/error.h"
+#include "ipc/testing.h"
 
 namespace deka::ipc {
 namespace {
@@ -37,13 +38,6 @@ ChannelMemory Make(const ChannelMemory::Limits& limits = kSmall) {
   absl::StatusOr<ChannelMemory> memory = ChannelMemory::Allocate(limits);
   EXPECT_TRUE(memory.ok()) << memory.status();
   return *std::move(memory);
-}
-
-size_t ResidentPages(const ChannelMemory& memory) {
-  std::vector<unsigned char> pages(memory.control().bytes / ChannelMemory::kPageBytes);
-  EXPECT_EQ(mincore(memory.at(0), memory.control().bytes, pages.data()), 0);
-  return static_cast<size_t>(
-      std::count_if(pages.begin(), pages.end(), [](unsigned char page) { return page & 1; }));
 }
 
 // --- what the design takes from the kernel ---

@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -14,7 +13,6 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdlib>
-#include <functional>
 #include <memory>
 #include <new>
 #include <optional>
@@ -62,7 +60,7 @@ struct Outcome {
 
 // Writes down what it hears: m message, b bad frame, r end of a read, s sent, w end of a write,
 // d drain, c closed.
-class Recorder : public Channel::Listener {
+class Recorder : public Channel::Listener, public Calls {
  public:
   void OnMessage(Message message) override {
     messages.emplace_back(message.json);
@@ -87,26 +85,11 @@ class Recorder : public Channel::Listener {
     Heard('c');
   }
 
-  size_t Count(char event) const {
-    return static_cast<size_t>(std::count(order.begin(), order.end(), event));
-  }
-
   std::vector<std::string> messages;
   size_t internal = 0;
   std::vector<Bad> bad;
   std::vector<Outcome> outcomes;
   std::optional<absl::Status> closed;
-  std::string order;
-  std::function<void(char event)> on_event;
-
- private:
-  void Heard(char event) {
-    order += event;
-    // The hook may destroy this listener's channel, and replace itself.
-    if (!on_event) return;
-    const std::function<void(char)> hook = on_event;
-    hook(event);
-  }
 };
 
 class ChannelTest : public testing::Test {
@@ -243,19 +226,6 @@ class ChannelTest : public testing::Test {
   std::optional<ChannelMemory> memory_;
   std::unique_ptr<Channel> channel_;
 };
-
-int OpenDescriptors() {
-  int count = 0;
-  for (int i = 0; i < 1024; ++i) count += fcntl(i, F_GETFD) != -1 ? 1 : 0;
-  return count;
-}
-
-double CpuSeconds() {
-  rusage usage;
-  getrusage(RUSAGE_THREAD, &usage);
-  return static_cast<double>(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
-         1e-6 * static_cast<double>(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
-}
 
 // --- reading ---
 
@@ -1368,13 +1338,6 @@ TEST_F(ChannelTest, AllocatesNothingForAMessage) {
     EXPECT_EQ(echo.messages, 1100u);
     EXPECT_TRUE(echo.ok);
   }
-}
-
-size_t ResidentPages(const ChannelMemory& memory) {
-  std::vector<unsigned char> pages(memory.control().bytes / ChannelMemory::kPageBytes);
-  EXPECT_EQ(mincore(memory.at(0), memory.control().bytes, pages.data()), 0);
-  return static_cast<size_t>(
-      std::count_if(pages.begin(), pages.end(), [](unsigned char page) { return page & 1; }));
 }
 
 TEST_F(ChannelTest, AnIdleChannelGivesItsPagesBack) {

@@ -11,15 +11,14 @@
 
 #include <cerrno>
 #include <filesystem>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "ipc/child_process_testing.h"
 #include "ipc/error.h"
-#include "ipc/testing.h"
 
 namespace deka::ipc {
 namespace {
@@ -27,114 +26,6 @@ namespace {
 using std::chrono::milliseconds;
 using testing::ElementsAre;
 using testing::HasSubstr;
-
-constexpr char kChild[] = "ipc/testcases/process_child";
-
-// Writes down what it hears: S spawn, m message, o output, e error, s sent, D disconnect, X exit,
-// C close.
-class Recorder : public ChildProcess::Listener {
- public:
-  void OnSpawn() override { Heard('S'); }
-  void OnMessage(Message message) override {
-    messages.emplace_back(message.json);
-    Heard('m');
-  }
-  void OnOutput(OutputLine line) override {
-    output[line.descriptor] += std::string(line.text) + (line.unterminated ? "!" : "|");
-    Heard('o');
-  }
-  void OnError(BadFrame frame) override {
-    errors.push_back(frame.reason);
-    Heard('e');
-  }
-  void OnSent(Sent sent) override {
-    sent_tags.push_back(sent.tag);
-    sent_status = sent.status;
-    Heard('s');
-  }
-  void OnDisconnect(absl::Status status) override {
-    disconnected = std::move(status);
-    Heard('D');
-  }
-  void OnExit(ExitStatus status) override {
-    exit = std::move(status);
-    Heard('X');
-  }
-  void OnClose() override { Heard('C'); }
-
-  bool Has(char event) const { return order.find(event) != std::string::npos; }
-
-  std::vector<std::string> messages;
-  std::string output[3];
-  std::vector<absl::Status> errors;
-  std::vector<uint64_t> sent_tags;
-  std::optional<absl::Status> sent_status, disconnected;
-  std::optional<ExitStatus> exit;
-  std::string order;
-  std::function<void(char event)> on_event;
-
- private:
-  void Heard(char event) {
-    order += event;
-    if (!on_event) return;
-    const std::function<void(char)> hook = on_event;
-    hook(event);
-  }
-};
-
-ForkOptions Shell(std::string script) {
-  ForkOptions options;
-  options.program = "/bin/sh";
-  options.args = {"-c", std::move(script)};
-  return options;
-}
-
-ForkOptions Program(std::vector<std::string> args) {
-  ForkOptions options;
-  options.program = kChild;
-  options.args = std::move(args);
-  return options;
-}
-
-// Node's frame of dialect deka, written by a shell.
-std::string Say(std::string_view json) {
-  return "echo '{\"cmd\":\"NODE_HANDLE\",\"msg\":" + std::string(json) + "}' >&3;";
-}
-
-int OpenDescriptors() {
-  int count = 0;
-  for (int i = 0; i < 1024; ++i) count += fcntl(i, F_GETFD) != -1 ? 1 : 0;
-  return count;
-}
-
-class ChildProcessTest : public testing::Test {
- protected:
-  ~ChildProcessTest() override {
-    if (child_ != nullptr) (void)child_->Kill(SIGKILL);
-  }
-
-  void Fork(ForkOptions options) {
-    absl::StatusOr<std::unique_ptr<ChildProcess>> child =
-        ChildProcess::Fork(loop_, std::move(options), heard_);
-    ASSERT_TRUE(child.ok()) << child.status();
-    child_ = *std::move(child);
-  }
-
-  absl::Status Refused(ForkOptions options) {
-    return ChildProcess::Fork(loop_, std::move(options), heard_).status();
-  }
-
-  [[nodiscard]] bool Until(absl::FunctionRef<bool()> condition) {
-    return RunUntil(loop_, condition);
-  }
-  [[nodiscard]] bool UntilHeard(char event) {
-    return Until([&] { return heard_.Has(event); });
-  }
-
-  EventLoop loop_;
-  Recorder heard_;
-  std::unique_ptr<ChildProcess> child_;
-};
 
 TEST_F(ChildProcessTest, EventsComeInNodesOrder) {
   Fork(Shell(Say("1") + Say("2") + "exit 3"));

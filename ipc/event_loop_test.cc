@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -37,13 +36,6 @@ struct SocketPair {
   int peer() const { return ends[1]; }
   int ends[2] = {-1, -1};
 };
-
-double CpuSeconds() {
-  rusage usage;
-  getrusage(RUSAGE_THREAD, &usage);
-  return static_cast<double>(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
-         1e-6 * static_cast<double>(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
-}
 
 TEST(EventLoopTest, RunReturnsAtOnceWhenThereIsNothingToWaitFor) {
   EventLoop loop;
