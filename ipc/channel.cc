@@ -28,27 +28,29 @@ constexpr std::string_view kHandleFrameBegin = R"({"cmd":"NODE_HANDLE","type":")
 absl::Status CheckLimits(const Channel::Options& options, const ChannelMemory& memory) {
   if (options.message_bytes_max == 0 || options.message_bytes_max > Channel::kMessageBytesCeiling) {
     return MakeError(Reason::kInvalidArgument,
-                     fmt::format("message_bytes_max is {}; give a number from 1 to {}",
+                     fmt::format("message_bytes_max is {}. Give a number from 1 to {}.",
                                  options.message_bytes_max, Channel::kMessageBytesCeiling));
   }
   if (options.queue_bytes_max < options.message_bytes_max) {
     return MakeError(Reason::kInvalidArgument,
                      fmt::format("queue_bytes_max is {}, too small for one message of "
-                                 "message_bytes_max, {}; raise it or lower that",
+                                 "message_bytes_max, {}. Raise it, or lower that.",
                                  options.queue_bytes_max, options.message_bytes_max));
   }
   if (options.queue_messages_max == 0) {
-    return MakeError(Reason::kInvalidArgument, "queue_messages_max is 0; give at least 1");
+    return MakeError(Reason::kInvalidArgument, "queue_messages_max is 0. Give at least 1.");
   }
   if (!memory.Fits(options.memory_limits())) {
     return MakeError(Reason::kInvalidArgument,
-                     "the channel's memory was made for smaller limits than the channel has");
+                     "The channel's memory was made for smaller limits than the channel has. Make "
+                     "it for these.");
   }
   return absl::OkStatus();
 }
 
 absl::Status NotWritten(std::string_view why) {
-  return MakeError(Reason::kChannelClosed, fmt::format("the message was not written: {}", why));
+  return MakeError(Reason::kChannelClosed,
+                   fmt::format("The message was not written in full: {}.", why));
 }
 
 }  // namespace
@@ -102,9 +104,10 @@ absl::StatusOr<std::unique_ptr<Channel>> Channel::Open(EventLoop& loop, int sock
       new Channel(loop, socket, memory, std::move(options), listener, loop.Shared<Workspace>()));
   if (const int error = channel->watch_->error(); error != 0) {
     channel->socket_ = -1;
-    return MakeError(Reason::kInvalidArgument,
-                     fmt::format("descriptor {} is no socket that can be watched: {}", socket,
-                                 std::strerror(error)));
+    return MakeError(
+        Reason::kInvalidArgument,
+        fmt::format("Descriptor {} cannot be watched: {}. Give a connected Unix stream socket.",
+                    socket, std::strerror(error)));
   }
   channel->UpdateWatch();
   return channel;
@@ -137,7 +140,7 @@ Channel::~Channel() {
 absl::StatusOr<Channel::Accepted> Channel::Send(std::string_view json, uint64_t tag) {
   if (state_ != State::kOpen || write_ended_) {
     return MakeError(Reason::kChannelClosed,
-                     "the channel is closed: nothing can be sent to this peer any more");
+                     "The channel is closed: nothing can be sent to this peer any more.");
   }
   if (absl::Status status = codec_.Check(json); !status.ok()) return status;
   const FrameParts frame = codec_.Encode(json);
@@ -145,17 +148,18 @@ absl::StatusOr<Channel::Accepted> Channel::Send(std::string_view json, uint64_t 
   if (!outbox_.empty() && (over_bytes || outbox_.sends() >= options_.queue_messages_max)) {
     return MakeError(
         Reason::kQueueFull,
-        fmt::format("{} messages of {} bytes wait for the peer, which reads too slowly, and {} "
-                    "more bytes do not fit the limit of {} messages or {} bytes; wait until some "
-                    "are written",
+        fmt::format("The queue is full: {} messages of {} bytes wait for the peer, which reads too "
+                    "slowly, and {} more bytes do not fit the limit of {} messages or {} bytes. "
+                    "Send again when some are written, or raise {}.",
                     outbox_.sends(), outbox_.bytes(), frame.size(), options_.queue_messages_max,
-                    options_.queue_bytes_max),
+                    options_.queue_bytes_max,
+                    over_bytes ? "queue_bytes_max" : "queue_messages_max"),
         {{"limit", over_bytes ? fmt::format("{}", options_.queue_bytes_max)
                               : fmt::format("{}", options_.queue_messages_max)}});
   }
   if (!outbox_.HasRoom(frame.size())) {
     return MakeError(Reason::kQueueFull,
-                     "the queue holds what is being told as written; send after this turn");
+                     "The queue holds what is being told as written. Send after this turn.");
   }
 
   const Outbox::Value value = outbox_.Stage(frame);
@@ -256,7 +260,7 @@ bool Channel::Read() {
     if (errno == EINTR || errno == ECONNRESET) continue;
     if (errno == EAGAIN) return true;
     Fail(MakeError(Reason::kChannelFailed,
-                   fmt::format("reading from the channel failed: {}", std::strerror(errno))));
+                   fmt::format("Reading from the channel failed: {}.", std::strerror(errno))));
     return true;
   }
   TakeDescriptors(receive.header.msg_hdr);
@@ -346,9 +350,9 @@ bool Channel::TellFrame(const Frame& frame) {
 bool Channel::TellTooLong(std::string_view first_bytes, uint64_t size_bytes) {
   NackIfHandle(first_bytes);
   return TellBad(MakeError(Reason::kMessageTooLarge,
-                           fmt::format("a frame of {} bytes was skipped: the limit is {} and {} "
-                                       "for the envelope; the sender must send less at once, or "
-                                       "message_bytes_max be raised",
+                           fmt::format("A frame of {} bytes was skipped: the limit is {} and {} "
+                                       "for the envelope. Send less at once, or raise "
+                                       "message_bytes_max.",
                                        size_bytes, options_.message_bytes_max, kEnvelopeBytesMax),
                            {{"limit", fmt::format("{}", options_.message_bytes_max)}}),
                  first_bytes, size_bytes);
@@ -359,10 +363,11 @@ bool Channel::TellHandle(std::string_view line) {
   QueueNack();
   return TellBad(
       MakeError(Reason::kHandleUnsupported,
-                arrived ? "the peer sent a handle, which cannot travel here: it was closed, the "
-                          "message with it dropped, and the peer told with NODE_HANDLE_NACK"
-                        : "the peer announced a handle and sent none: the message was dropped and "
-                          "the peer told with NODE_HANDLE_NACK"),
+                arrived ? "The peer sent a handle, which cannot travel here: it was closed, the "
+                          "message with it dropped, and the peer told with NODE_HANDLE_NACK. Send "
+                          "the message without it."
+                        : "The peer announced a handle and sent none: the message was dropped, and "
+                          "the peer told with NODE_HANDLE_NACK. Send the message without it."),
       line, line.size());
 }
 
@@ -371,7 +376,9 @@ bool Channel::TellUnannounced() {
   return TellBad(
       MakeError(
           Reason::kHandleUnsupported,
-          fmt::format("the peer sent {} descriptors that no message announces: closed", count)),
+          fmt::format("The peer sent {} descriptors that no message announces. They were closed: "
+                      "descriptors cannot travel here.",
+                      count)),
       {}, 0);
 }
 
@@ -381,9 +388,10 @@ bool Channel::TellEnd(const Frame& frame) {
     const uint64_t size_bytes = frame.end - frame.begin;
     end_reason_ = MakeError(
         Reason::kFrameTruncated,
-        fmt::format("the peer closed the channel in the middle of a frame: {} bytes without a line "
-                    "break at the end were dropped",
-                    size_bytes));
+        fmt::format(
+            "The peer closed the channel in the middle of a frame: {} bytes were dropped. A "
+            "message ends with a line break.",
+            size_bytes));
     if (frame.kind == Frame::Kind::kTooLong) {
       if (!TellTooLong(framer_.first_bytes(), size_bytes)) return false;
     } else {
@@ -442,7 +450,7 @@ bool Channel::Write() {
         queue_reason_ = NotWritten("the peer has closed its end of the channel");
       } else {
         Fail(MakeError(Reason::kChannelFailed,
-                       fmt::format("writing to the channel failed: {}", std::strerror(errno))));
+                       fmt::format("Writing to the channel failed: {}.", std::strerror(errno))));
       }
       break;
     }

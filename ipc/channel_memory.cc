@@ -136,12 +136,13 @@ absl::StatusOr<ChannelMemory> ChannelMemory::InRegion(std::span<char> region,
       reinterpret_cast<uintptr_t>(region.data()) % kPageBytes != 0) {
     return MakeError(
         Reason::kInvalidArgument,
-        fmt::format("a channel with these limits needs {} page-aligned bytes of memory, not {}",
-                    layout.bytes, region.size()));
+        fmt::format(
+            "A channel with these limits needs {} page-aligned bytes of memory. {} were given.",
+            layout.bytes, region.size()));
   }
   if (reinterpret_cast<const Control*>(region.data())->magic != 0) {
     return MakeError(Reason::kInvalidArgument,
-                     "the memory for a channel is in use; give it a region that is all zero");
+                     "The memory for a channel is in use. Give it a region that is all zero.");
   }
   Format(region.data(), layout);
   return ChannelMemory(region.data(), 0);

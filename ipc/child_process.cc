@@ -27,16 +27,20 @@ absl::Status Invalid(std::string_view message) {
   return MakeError(Reason::kInvalidArgument, message);
 }
 
+absl::Status NoChannel() {
+  return MakeError(Reason::kNoChannel, "The child was forked without a channel (ipc is false).");
+}
+
 // `error` is the errno of the call that made a descriptor for `what`.
 absl::Status NoDescriptor(std::string_view what, int error) {
   if (error == EMFILE || error == ENFILE) {
     return MakeError(Reason::kDescriptorsExhausted,
-                     fmt::format("no descriptor is left for {}: {}; close some, or raise the limit "
-                                 "(ulimit -n)",
+                     fmt::format("No descriptor is left for {}: {}. Close some, or raise the limit "
+                                 "(ulimit -n).",
                                  what, std::strerror(error)));
   }
   return MakeError(Reason::kSpawnFailed,
-                   fmt::format("{} cannot be made: {}", what, std::strerror(error)));
+                   fmt::format("No descriptor was made for {}: {}.", what, std::strerror(error)));
 }
 
 // A host that runs with descriptors 0 to 2 closed gets low numbers; a child that inherits its
@@ -100,33 +104,38 @@ std::vector<const char*> Pointers(const std::vector<std::string>& strings) {
 bool HasNul(const std::string& string) { return string.find('\0') != std::string::npos; }
 
 absl::Status CheckOptions(const ForkOptions& options) {
-  if (options.program.empty()) return Invalid("the program is empty; name one to run");
+  if (options.program.empty()) return Invalid("The program is empty. Name one to run.");
   if (HasNul(options.program) || HasNul(options.cwd) ||
       std::any_of(options.args.begin(), options.args.end(), HasNul)) {
-    return Invalid("the program, its directory and its arguments cannot have a NUL byte");
+    return Invalid(
+        "A NUL byte stands in the program, its directory or its arguments, where none can be. "
+        "Take it out.");
   }
   if (options.env.has_value()) {
     for (const std::string& variable : *options.env) {
       const size_t equals = variable.find('=');
       if (HasNul(variable) || equals == 0 || equals == std::string::npos) {
-        return Invalid(fmt::format("the environment's '{}' is not of the form NAME=value",
-                                   Escaped(variable, 64)));
+        return Invalid(
+            fmt::format("The environment's '{}' is not of the form NAME=value. Give it one.",
+                        Escaped(variable, 64)));
       }
     }
   }
   if (options.stdin_mode == Stdio::kPipe) {
-    return Invalid("stdin cannot be captured; let it be inherited or null");
+    return Invalid("stdin cannot be captured. Let it be inherited or null.");
   }
   if (options.output_line_bytes_max == 0) {
-    return Invalid("output_line_bytes_max is 0; give at least 1");
+    return Invalid("output_line_bytes_max is 0. Give at least 1.");
   }
   if (options.kill_signal < 1 || options.kill_signal > SIGRTMAX) {
-    return Invalid(fmt::format("kill_signal is {}; there is no such signal", options.kill_signal));
+    return Invalid(fmt::format("kill_signal is {}, which is no signal. Give a number from 1 to {}.",
+                               options.kill_signal, SIGRTMAX));
   }
   return absl::OkStatus();
 }
 
-absl::Status SpawnError(const ForkOptions& options, const spawn::Started& started) {
+absl::Status SpawnError(const std::string& program, const std::string& directory,
+                        const spawn::Started& started) {
   const std::string cause = std::strerror(started.error);
   if (started.failed_step == spawn::Step::kExec) {
     switch (started.error) {
@@ -135,17 +144,17 @@ absl::Status SpawnError(const ForkOptions& options, const spawn::Started& starte
       case ENAMETOOLONG:
         return MakeError(
             Reason::kProgramNotFound,
-            fmt::format("the program '{}' was not found: {}; {}", options.program, cause,
-                        options.program.find('/') == std::string::npos
-                            ? "it is in no directory of the child's PATH"
-                            : "look at its path, and at the interpreter if it is a script"));
+            fmt::format("The program '{}' was not found: {}. {}", program, cause,
+                        program.find('/') == std::string::npos
+                            ? "Give its path: it is in no directory of the child's PATH."
+                            : "Look at its path, and at the interpreter if it is a script."));
       case EACCES:
       case ENOEXEC:
       case EISDIR:
         return MakeError(Reason::kProgramNotExecutable,
-                         fmt::format("the program '{}' cannot be executed: {}; it must be a binary "
-                                     "or begin with #!, and be allowed to run (chmod +x)",
-                                     options.program, cause));
+                         fmt::format("The program '{}' cannot be executed: {}. It must be a binary "
+                                     "or begin with #!, and be allowed to run (chmod +x).",
+                                     program, cause));
       default:
         break;
     }
@@ -157,16 +166,16 @@ absl::Status SpawnError(const ForkOptions& options, const spawn::Started& starte
   if (started.failed_step == spawn::Step::kDirectory &&
       (started.error == ENOENT || started.error == ENOTDIR || started.error == ENAMETOOLONG)) {
     return MakeError(Reason::kProgramNotFound,
-                     fmt::format("the program '{}' was not started: there is no directory '{}' to "
-                                 "start it in: {}; look at cwd",
-                                 options.program, options.cwd, cause));
+                     fmt::format("The program '{}' was not started: there is no directory '{}' to "
+                                 "start it in: {}. Look at cwd.",
+                                 program, directory, cause));
   }
   const std::string what = started.failed_step == spawn::Step::kDirectory
-                               ? fmt::format("its directory '{}'", options.cwd)
+                               ? fmt::format("its directory '{}'", directory)
                                : fmt::format("the step '{}'", StepName(started.failed_step));
   return MakeError(
       Reason::kSpawnFailed,
-      fmt::format("the program '{}' was not started: {} failed: {}", options.program, what, cause));
+      fmt::format("The program '{}' was not started: {} failed: {}.", program, what, cause));
 }
 
 ExitStatus StatusOf(const spawn::Ended& ended) {
@@ -176,8 +185,9 @@ ExitStatus StatusOf(const spawn::Ended& ended) {
     case spawn::Ended::How::kSignal:
       return {.signal = ended.value};
     default:
-      return {.unknown_reason =
-                  "somebody else waits for this process, and the kernel did not tell how it ended"};
+      return {
+          .unknown_reason =
+              "Somebody else waits for this process, and the kernel did not tell how it ended."};
   }
 }
 
@@ -315,7 +325,9 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Fork(EventLoop& loop
   start.user = options.uid.has_value() ? &*options.uid : nullptr;
   start.group = options.gid.has_value() ? &*options.gid : nullptr;
   const spawn::Started started = spawn::Spawn(start);
-  if (started.failed_step != spawn::Step::kNone) return SpawnError(options, started);
+  if (started.failed_step != spawn::Step::kNone) {
+    return SpawnError(options.program, options.cwd, started);
+  }
 
   if (absl::Status status = child->WatchProcess(started.pid, Descriptor(started.pidfd));
       !status.ok()) {
@@ -352,13 +364,13 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Adopt(EventLoop& loo
     if (!pidfd.valid()) {
       if (errno == ESRCH) {
         return MakeError(Reason::kChildExited,
-                         fmt::format("there is no process {}; adopt its channel with pid 0 to read "
-                                     "what is left in it",
+                         fmt::format("There is no process {}. Adopt its channel with pid 0 to read "
+                                     "what is left in it.",
                                      pid));
       }
       if (errno == EMFILE || errno == ENFILE) return NoDescriptor("the child's process", errno);
       return Invalid(
-          fmt::format("process {} cannot be watched: {}; give the pid of a process, or 0", pid,
+          fmt::format("Process {} cannot be watched: {}. Give the pid of a process, or 0.", pid,
                       std::strerror(errno)));
     }
   }
@@ -424,24 +436,25 @@ absl::Status ChildProcess::WatchProcess(pid_t pid, Descriptor pidfd) {
 
 absl::StatusOr<Channel::Accepted> ChildProcess::Send(std::string_view json, uint64_t tag) {
   if (channel_ == nullptr) {
-    return MakeError(Reason::kNoChannel, "the child was forked without a channel (ipc is false)");
+    return NoChannel();
   }
   return channel_->Send(json, tag);
 }
 
 absl::StatusOr<Channel::Accepted> ChildProcess::SendWithHandle(std::string_view, int, uint64_t) {
-  return MakeError(Reason::kHandleUnsupported,
-                   "a handle cannot travel with a message; nothing was sent, send it without");
+  return MakeError(
+      Reason::kHandleUnsupported,
+      "A handle cannot travel with a message. Nothing was sent: send the message without it.");
 }
 
 bool ChildProcess::Cancel(uint64_t tag) { return channel_ != nullptr && channel_->Cancel(tag); }
 
 absl::Status ChildProcess::Disconnect() {
   if (channel_ != nullptr && !connected()) {
-    return MakeError(Reason::kChannelClosed, "the channel is already disconnected");
+    return MakeError(Reason::kChannelClosed, "The channel is disconnected already.");
   }
   if (channel_ == nullptr) {
-    return MakeError(Reason::kNoChannel, "the child was forked without a channel (ipc is false)");
+    return NoChannel();
   }
   channel_->Close();
   return absl::OkStatus();
@@ -449,10 +462,10 @@ absl::Status ChildProcess::Disconnect() {
 
 absl::Status ChildProcess::Disconnect(Channel::Mode mode) {
   if (channel_ == nullptr) {
-    return MakeError(Reason::kNoChannel, "the child was forked without a channel (ipc is false)");
+    return NoChannel();
   }
   if (channel_->state() == Channel::State::kClosed) {
-    return MakeError(Reason::kChannelClosed, "the channel is already disconnected");
+    return MakeError(Reason::kChannelClosed, "The channel is disconnected already.");
   }
   channel_->Disconnect(mode);
   return absl::OkStatus();
@@ -460,23 +473,28 @@ absl::Status ChildProcess::Disconnect(Channel::Mode mode) {
 
 absl::Status ChildProcess::Kill(int signal) {
   if (exited()) {
-    return MakeError(Reason::kChildExited, fmt::format("process {} has ended", pid_));
+    return MakeError(Reason::kChildExited, fmt::format("Process {} has ended.", pid_));
   }
   if (!pidfd_.valid()) {
-    return MakeError(Reason::kChildNotFound,
-                     "the channel was adopted without its process: nothing can be signalled");
+    return MakeError(
+        Reason::kChildNotFound,
+        "The channel was adopted without its process, so nothing can be signalled. Disconnect it "
+        "instead.");
   }
   switch (const int error = spawn::SendSignal(pidfd_.get(), signal); error) {
     case 0:
       return absl::OkStatus();
     case ESRCH:
-      return MakeError(Reason::kChildExited, fmt::format("process {} has ended", pid_));
+      return MakeError(Reason::kChildExited, fmt::format("Process {} has ended.", pid_));
     case EPERM:
       return absl::PermissionDeniedError(
-          fmt::format("process {} may not be signalled: it runs as another user now", pid_));
+          fmt::format("Process {} may not be signalled: it runs as another user now. Disconnect it "
+                      "instead.",
+                      pid_));
     default:
-      return Invalid(fmt::format("signal {} cannot be sent to process {}: {}", signal, pid_,
-                                 std::strerror(error)));
+      return Invalid(
+          fmt::format("Signal {} cannot be sent to process {}: {}. Give a number from 0 to {}.",
+                      signal, pid_, std::strerror(error), SIGRTMAX));
   }
 }
 

@@ -42,8 +42,8 @@ class Command {
 absl::Status EnvelopeMissing(std::string_view why) {
   return MakeError(
       Reason::kEnvelopeMissing,
-      fmt::format("the line is JSON, but no message of dialect deka, {}<value>}}: {}; write the "
-                  "envelope, or fork the child with dialect node",
+      fmt::format("The line is JSON, but no message of dialect deka, {}<value>}}: {}. Write the "
+                  "envelope, or fork the child with dialect node.",
                   kEnvelopePrefix, why));
 }
 
@@ -79,7 +79,7 @@ absl::StatusOr<Line> Codec::Decode(std::string_view line) const {
   const size_t envelope_depth = deka ? 1 : 0;
   if (const std::optional<JsonError> error =
           CheckJson(line, depth_max_ + envelope_depth, members)) {
-    return JsonErrorToStatus(*error, "the line");
+    return JsonErrorToStatus(*error, "The line");
   }
   const auto& [cmd, type, msg] = members;
   const Command command(cmd.value);
@@ -106,15 +106,15 @@ absl::Status Codec::Check(std::string_view value) const {
   if (absl::Status status = CheckSize(value); !status.ok()) return status;
   JsonMember members[] = {{.key = "cmd"}};
   if (const std::optional<JsonError> error = CheckJson(value, depth_max_, members)) {
-    return JsonErrorToStatus(*error, "the message");
+    return JsonErrorToStatus(*error, "The message");
   }
   if (dialect_ != Dialect::kNode || members[0].value.empty()) return absl::OkStatus();
   const Command command(members[0].value);
   if (command.text() == kHandle || command.text() == kHandleAck || command.text() == kHandleNack) {
     return MakeError(Reason::kReservedMessage,
-                     fmt::format("a message whose \"cmd\" is {} is Node's own way to pass handles, "
-                                 "and a Node child ends when it comes from outside; use another "
-                                 "\"cmd\"",
+                     fmt::format("A message whose \"cmd\" is {} is Node's own way to pass handles, "
+                                 "and a Node child ends when it comes from outside. Use another "
+                                 "\"cmd\".",
                                  command.text()));
   }
   return absl::OkStatus();
@@ -123,8 +123,8 @@ absl::Status Codec::Check(std::string_view value) const {
 absl::Status Codec::CheckSize(std::string_view value) const {
   if (value.size() <= message_bytes_max_) return absl::OkStatus();
   return MakeError(Reason::kMessageTooLarge,
-                   fmt::format("the message has {} bytes and the limit is {}; send less at once, "
-                               "or raise message_bytes_max",
+                   fmt::format("The message has {} bytes and the limit is {}. Send less at once, "
+                               "or raise message_bytes_max.",
                                value.size(), message_bytes_max_),
                    {{"limit", fmt::format("{}", message_bytes_max_)}});
 }

@@ -284,8 +284,8 @@ std::optional<JsonError> CheckJson(std::string_view json, size_t depth_max,
 absl::Status JsonErrorToStatus(const JsonError& error, std::string_view what) {
   return MakeError(
       Reason::kInvalidJson,
-      fmt::format("{} is not acceptable JSON: {} at byte {}; one JSON value in UTF-8 is "
-                  "expected",
+      fmt::format("{} is not acceptable JSON: {} at byte {}. One JSON value in UTF-8 is "
+                  "expected.",
                   what, error.what, error.offset),
       {{"offset", fmt::format("{}", error.offset)}});
 }

@@ -37,8 +37,8 @@ struct JsonMember {
 std::optional<JsonError> CheckJson(std::string_view json, size_t depth_max,
                                    std::span<JsonMember> members = {});
 
-// kInvalidJson for people: "the message is not acceptable JSON: a string is not closed at byte 17;
-// ...", where `what` is "the message". The metadata `offset` is the byte.
+// kInvalidJson for people: "The message is not acceptable JSON: a string is not closed at byte 17.
+// ...", where `what` is "The message". The metadata `offset` is the byte.
 absl::Status JsonErrorToStatus(const JsonError& error, std::string_view what);
 
 // The text of the JSON string `json` (valid, with its quotes), decoded into `buffer`: as many whole

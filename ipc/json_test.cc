@@ -349,12 +349,12 @@ TEST(BreaksToSpacesTest, LeavesEverythingElse) {
 TEST(JsonErrorTest, SaysWhichByteAndWhatIsExpected) {
   const std::optional<JsonError> error = CheckJson("{\"a\":nope}", kDepthMax);
   ASSERT_TRUE(error.has_value());
-  const absl::Status status = JsonErrorToStatus(*error, "the message");
+  const absl::Status status = JsonErrorToStatus(*error, "The message");
   EXPECT_EQ(ReasonOf(status), Reason::kInvalidJson);
   EXPECT_EQ(MetadataOf(status, "offset"), "5");
   EXPECT_EQ(std::string(status.message()),
-            "the message is not acceptable JSON: no value begins like this at byte 5; one JSON "
-            "value in UTF-8 is expected");
+            "The message is not acceptable JSON: no value begins like this at byte 5. One JSON "
+            "value in UTF-8 is expected.");
 }
 
 }  // namespace

@@ -45,8 +45,8 @@ std::optional<Named> FindChannel() {
 absl::StatusOr<int> SocketOf(const Named& named) {
   const auto invalid = [&named](std::string_view why) {
     return MakeError(Reason::kInvalidArgument,
-                     fmt::format("{}={} names no channel: {}; the program must be started by a "
-                                 "parent that gives it one",
+                     fmt::format("{}={} names no channel: {}. Start the program from a parent that "
+                                 "gives it one.",
                                  named.variable, named.descriptor, why));
   };
   int descriptor = -1;
@@ -72,14 +72,17 @@ absl::StatusOr<std::unique_ptr<Process>> Process::Open(EventLoop& loop, Channel:
   const std::optional<Named> named = FindChannel();
   if (!named.has_value()) {
     return MakeError(Reason::kNoChannel,
-                     "this process has no channel: neither DEKA_IPC_ENABLED=1 with DEKA_IPC_FD nor "
-                     "NODE_CHANNEL_FD is in its environment");
+                     "This process has no channel: neither DEKA_IPC_ENABLED=1 with DEKA_IPC_FD nor "
+                     "NODE_CHANNEL_FD is in its environment. Start it from a parent that gives it "
+                     "one.");
   }
   const std::string_view serialization = Variable(kNodeSerialization);
   if (named->dialect == Dialect::kNode && !serialization.empty() && serialization != "json") {
-    return MakeError(Reason::kInvalidArgument,
-                     fmt::format("the parent chose serialization '{}'; this program speaks 'json'",
-                                 serialization));
+    return MakeError(
+        Reason::kInvalidArgument,
+        fmt::format("The parent chose serialization '{}', and this program speaks 'json'. "
+                    "Fork it with that.",
+                    serialization));
   }
   const absl::StatusOr<int> socket = SocketOf(*named);
   if (!socket.ok()) return socket.status();
@@ -106,7 +109,7 @@ absl::StatusOr<Channel::Accepted> Process::Send(std::string_view json, uint64_t 
 
 absl::Status Process::Disconnect() {
   if (!connected()) {
-    return MakeError(Reason::kChannelClosed, "the channel is already disconnected");
+    return MakeError(Reason::kChannelClosed, "The channel is disconnected already.");
   }
   channel_->Disconnect(Channel::Mode::kFlush);
   return absl::OkStatus();

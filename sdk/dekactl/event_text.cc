@@ -96,13 +96,15 @@ Told Tell(const v1::Event& event) {
       return {is_error ? "stderr" : "stdout", is_error ? Color::kYellow : Color::kNone,
               Payload(event, event.output().size_bytes())};
     }
-    case v1::Event::kError:
+    case v1::Event::kError: {
+      const std::string bytes = Payload(event, event.error().size_bytes());
       return {"error", Color::kRed,
-              fmt::format("{}: {}", event.error().message(),
-                          Payload(event, event.error().size_bytes()))};
+              bytes.empty() ? event.error().message()
+                            : fmt::format("{}: {}", bytes, event.error().message())};
+    }
     case v1::Event::kUndelivered:
       return {"undelivered", Color::kRed,
-              fmt::format("{} of {} bytes were written: {}", event.undelivered().written_bytes(),
+              fmt::format("{} of {} bytes were written. {}", event.undelivered().written_bytes(),
                           event.undelivered().frame_bytes(), event.undelivered().message())};
     case v1::Event::kStarted:
       return {"started", Color::kBold,

@@ -285,15 +285,17 @@ TEST_F(EventTextTest, EveryKindHasItsWord) {
             }),
             "started       pid 5: node w.js");
   EXPECT_EQ(line([](v1::Event& event) {
-              event.mutable_error()->set_message("no JSON");
+              event.mutable_error()->set_message("No JSON.");
               event.set_raw("{x");
             }),
-            "error         no JSON: {x");
+            "error         {x: No JSON.");
+  EXPECT_EQ(line([](v1::Event& event) { event.mutable_error()->set_message("Of no frame."); }),
+            "error         Of no frame.");
   EXPECT_EQ(line([](v1::Event& event) {
               event.mutable_undelivered()->set_frame_bytes(9);
-              event.mutable_undelivered()->set_message("the channel closed");
+              event.mutable_undelivered()->set_message("The channel closed.");
             }),
-            "undelivered   0 of 9 bytes were written: the channel closed");
+            "undelivered   0 of 9 bytes were written. The channel closed.");
   EXPECT_EQ(line([&sender](v1::Event& event) {
               event.mutable_signalled()->set_signal(SIGTERM);
               *event.mutable_signalled()->mutable_sender() = sender;
