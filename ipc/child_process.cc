@@ -134,6 +134,44 @@ absl::Status CheckOptions(const ForkOptions& options) {
   return absl::OkStatus();
 }
 
+// The kernel's MAX_ARG_STRLEN, without the NUL behind the string.
+size_t ArgumentBytesMax() { return 32 * static_cast<size_t>(getpagesize()) - 1; }
+
+// The kernel refused `arguments` and `environment` as too long, one string or all together.
+absl::Status TooLong(const std::vector<std::string>& arguments,
+                     const std::vector<std::string>& environment) {
+  const auto too_long = [](const std::string& string) {
+    return string.size() > ArgumentBytesMax();
+  };
+  const auto error = [&](std::string_view what) {
+    return MakeError(Reason::kInvalidArgument,
+                     fmt::format("The program '{}' was not started: {}. Pass what is long in a "
+                                 "message or a file.",
+                                 arguments[0], what),
+                     {{"limit", fmt::format("{}", ArgumentBytesMax())}});
+  };
+  if (const auto found = std::find_if(arguments.begin(), arguments.end(), too_long);
+      found != arguments.end()) {
+    return error(fmt::format("its argument {} has {} bytes, and one may have at most {}",
+                             found - arguments.begin(), found->size(), ArgumentBytesMax()));
+  }
+  if (const auto found = std::find_if(environment.begin(), environment.end(), too_long);
+      found != environment.end()) {
+    return error(fmt::format(
+        "its environment's {} has {} bytes with its name, and one variable may have at most {}",
+        Escaped(std::string_view(*found).substr(0, found->find('=')), 64), found->size(),
+        ArgumentBytesMax()));
+  }
+  size_t bytes = 0;
+  for (const auto* strings : {&arguments, &environment}) {
+    for (const std::string& string : *strings) bytes += string.size() + 1 + sizeof(char*);
+  }
+  return error(
+      fmt::format("its arguments and environment take {} bytes, more than the system lets them: a "
+                  "quarter of the stack's limit (ulimit -s), 6 MiB at most",
+                  bytes));
+}
+
 absl::Status SpawnError(const std::string& program, const std::string& directory,
                         const spawn::Started& started) {
   const std::string cause = std::strerror(started.error);
@@ -325,6 +363,9 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Fork(EventLoop& loop
   start.user = options.uid.has_value() ? &*options.uid : nullptr;
   start.group = options.gid.has_value() ? &*options.gid : nullptr;
   const spawn::Started started = spawn::Spawn(start);
+  if (started.failed_step == spawn::Step::kExec && started.error == E2BIG) {
+    return TooLong(arguments, environment);
+  }
   if (started.failed_step != spawn::Step::kNone) {
     return SpawnError(options.program, options.cwd, started);
   }

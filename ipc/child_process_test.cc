@@ -256,6 +256,34 @@ TEST_F(ChildProcessTest, ASpawnThatFailsIsATypedErrorAtOnceAndLeavesNothing) {
   rmdir(directory);
 }
 
+TEST_F(ChildProcessTest, WhatIsTooLongForTheKernelIsRefusedWithWhatToDo) {
+  const auto page_bytes = static_cast<size_t>(getpagesize());
+  const size_t longest = 32 * page_bytes - 1;
+  const auto refusal = [&](const ForkOptions& options) {
+    const absl::Status refused = Refused(options);
+    EXPECT_EQ(ReasonOf(refused), Reason::kInvalidArgument) << refused;
+    EXPECT_THAT(std::string(refused.message()), HasSubstr("in a message or a file"));
+    return std::string(refused.message());
+  };
+  ForkOptions options = Shell("exit");
+  options.args.push_back(std::string(longest + 1, 'x'));
+  EXPECT_THAT(refusal(options),
+              testing::AllOf(HasSubstr("argument 3 has " + std::to_string(longest + 1)),
+                             HasSubstr("at most " + std::to_string(longest))));
+  options.args.back().pop_back();
+  options.env = {{"SHORT=1", "LONG=" + std::string(longest - 4, 'x')}};
+  EXPECT_THAT(refusal(options), HasSubstr("LONG has " + std::to_string(longest + 1)));
+  options.env->back().pop_back();
+  Fork(options);
+  ASSERT_TRUE(UntilHeard('C'));
+  EXPECT_EQ(heard_.exit->code, 0);
+
+  // The kernel takes 6 MiB in all where the stack may grow without a limit.
+  options = Shell("exit");
+  options.args.insert(options.args.end(), (7 << 20) / longest + 1, std::string(longest, 'x'));
+  EXPECT_THAT(refusal(options), HasSubstr("its arguments and environment take 7"));
+}
+
 TEST_F(ChildProcessTest, WithoutDescriptorsLeftEveryStepIsATypedError) {
   ForkOptions options = Shell("exit");
   options.stdin_mode = Stdio::kNull;
