@@ -9,7 +9,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <cstdlib>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -26,6 +30,7 @@ namespace {
 using std::chrono::milliseconds;
 using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::Not;
 
 TEST_F(ChildProcessTest, EventsComeInNodesOrder) {
   Fork(Shell(Say("1") + Say("2") + "exit 3"));
@@ -49,6 +54,9 @@ TEST_F(ChildProcessTest, WithoutAChannelThereIsNoneAndNoTraceOfOne) {
   EXPECT_FALSE(child_->connected());
   EXPECT_EQ(ReasonOf(child_->Send("1").status()), Reason::kNoChannel);
   EXPECT_EQ(ReasonOf(child_->Disconnect()), Reason::kNoChannel);
+  EXPECT_EQ(ReasonOf(child_->Disconnect(Channel::Mode::kFlush)), Reason::kNoChannel);
+  EXPECT_FALSE(child_->Cancel(0));
+  EXPECT_EQ(child_->queued_bytes(), 0u);
   ASSERT_TRUE(UntilHeard('C'));
   EXPECT_EQ(heard_.order, "SXC");
   EXPECT_EQ(heard_.exit->code, 0);
@@ -87,6 +95,77 @@ TEST_F(ChildProcessTest, DisconnectIsAtOnceAndTheChildSeesTheEnd) {
   EXPECT_EQ(heard_.exit->code, 0);
 }
 
+TEST_F(ChildProcessTest, AFlushGivesTheChildWhatWasAcceptedAndHearsItsAnswers) {
+  Fork(Program({"echo"}));
+  Halt();
+  SendBlocker(1);
+  EXPECT_TRUE(child_->Send("2", 2).ok());
+  EXPECT_TRUE(child_->Disconnect(Channel::Mode::kFlush).ok());
+  EXPECT_FALSE(child_->connected());
+  EXPECT_EQ(ReasonOf(child_->Send("3").status()), Reason::kChannelClosed);
+  EXPECT_EQ(child_->queued_messages(), 2u);
+  GoOn();
+  ASSERT_TRUE(UntilHeard('C'));
+  EXPECT_THAT(heard_.messages, ElementsAre(kBlocker, "2"));
+  EXPECT_THAT(heard_.sent_tags, ElementsAre(1, 2));
+  EXPECT_TRUE(heard_.sent_status->ok()) << *heard_.sent_status;
+  EXPECT_EQ(heard_.order.substr(heard_.order.size() - 3), "DXC");
+  EXPECT_EQ(ReasonOf(child_->Disconnect(Channel::Mode::kFlush)), Reason::kChannelClosed);
+}
+
+TEST_F(ChildProcessTest, ADisconnectNowDropsTheQueueAndSaysSo) {
+  Fork(Program({"echo"}));
+  Halt();
+  SendBlocker(1);
+  EXPECT_TRUE(child_->Send("2", 2).ok());
+  EXPECT_TRUE(child_->Disconnect(Channel::Mode::kNow).ok());
+  EXPECT_FALSE(child_->connected());
+  ASSERT_TRUE(Until([&] { return heard_.sent_tags.size() == 2; }));
+  EXPECT_THAT(heard_.sent_tags, ElementsAre(1, 2));
+  EXPECT_EQ(ReasonOf(*heard_.sent_status), Reason::kChannelClosed);
+  EXPECT_EQ(child_->queued_messages(), 0u);
+  GoOn();
+  ASSERT_TRUE(UntilHeard('C'));
+  EXPECT_TRUE(heard_.messages.empty()) << "no message arrived whole";
+  EXPECT_EQ(heard_.order.substr(heard_.order.size() - 3), "DXC");
+}
+
+TEST_F(ChildProcessTest, CancelledMessagesNeverReachTheChild) {
+  Fork(Program({"echo"}));
+  Halt();
+  SendBlocker(1);
+  EXPECT_TRUE(child_->Send("2", 2).ok());
+  EXPECT_TRUE(child_->Send("3", 3).ok());
+  EXPECT_FALSE(child_->Cancel(1)) << "begun";
+  EXPECT_TRUE(child_->Cancel(2));
+  EXPECT_FALSE(child_->Cancel(2));
+  GoOn();
+  ASSERT_TRUE(Until([&] { return heard_.messages.size() == 2; }));
+  EXPECT_THAT(heard_.messages, ElementsAre(kBlocker, "3"));
+  EXPECT_THAT(heard_.sent_tags, ElementsAre(1, 3));
+}
+
+TEST_F(ChildProcessTest, AMessageAtTheLimitPassesEitherWayAndOnePastDoesNot) {
+  Fork(Program({"echo"}));
+  EXPECT_EQ(ReasonOf(child_->Send(JsonOf((1 << 20) + 1)).status()), Reason::kMessageTooLarge);
+  EXPECT_EQ(child_->queued_messages(), 0u);
+  EXPECT_TRUE(child_->Send(JsonOf(1 << 20)).ok());
+  ASSERT_TRUE(UntilHeard('m'));
+  EXPECT_EQ(heard_.messages[0].size(), size_t{1} << 20);
+  child_.reset();
+
+  heard_ = Recorder();
+  const auto string_of = [](size_t size) {
+    return "printf '{\"cmd\":\"NODE_HANDLE\",\"msg\":\"' >&3; head -c " + std::to_string(size - 2) +
+           " /dev/zero | tr '\\0' x >&3; echo '\"}' >&3;";
+  };
+  Fork(Shell(string_of(1 << 20) + string_of((1 << 20) + 1) + Say("2")));
+  ASSERT_TRUE(UntilHeard('C'));
+  EXPECT_EQ(heard_.order, "SmemDXC");
+  EXPECT_EQ(heard_.messages[0].size(), size_t{1} << 20);
+  EXPECT_EQ(ReasonOf(heard_.errors[0]), Reason::kMessageTooLarge);
+}
+
 TEST_F(ChildProcessTest, AHandleIsRefusedAndNothingIsSent) {
   Fork(Program({"echo"}));
   EXPECT_EQ(ReasonOf(child_->SendWithHandle("1", STDERR_FILENO).status()),
@@ -101,6 +180,45 @@ TEST_F(ChildProcessTest, ABadLineIsAnErrorAndTheNextOneIsHeard) {
   EXPECT_EQ(heard_.order, "SeemDXC");
   EXPECT_EQ(ReasonOf(heard_.errors[0]), Reason::kInvalidJson);
   EXPECT_EQ(ReasonOf(heard_.errors[1]), Reason::kEnvelopeMissing);
+}
+
+TEST_F(ChildProcessTest, NothingThatAChildWritesEndsTheParent) {
+  Fork(Shell("head -c 300000 /dev/urandom >&3; echo >&3;" + Say("1") + "printf half >&3"));
+  ASSERT_TRUE(UntilHeard('C'));
+  EXPECT_THAT(heard_.messages, ElementsAre("1"));
+  EXPECT_GT(heard_.errors.size(), 100u);
+  EXPECT_EQ(heard_.order.substr(heard_.order.size() - 5), "meDXC");
+  EXPECT_EQ(ReasonOf(*heard_.disconnected), Reason::kFrameTruncated);
+}
+
+TEST_F(ChildProcessTest, AChildThatClosesItsChannelLivesOn) {
+  Fork(Shell("exec 3>&-; exec sleep 1000"));
+  ASSERT_TRUE(UntilHeard('D'));
+  EXPECT_TRUE(heard_.disconnected->ok()) << *heard_.disconnected;
+  EXPECT_FALSE(child_->connected());
+  EXPECT_EQ(ReasonOf(child_->Send("1").status()), Reason::kChannelClosed);
+  RunFor(loop_, milliseconds(10));
+  EXPECT_FALSE(child_->exited());
+  EXPECT_TRUE(child_->Kill(SIGKILL).ok());
+  ASSERT_TRUE(UntilHeard('C'));
+  EXPECT_EQ(heard_.order, "SDXC");
+  EXPECT_EQ(heard_.exit->signal, SIGKILL);
+}
+
+TEST_F(ChildProcessTest, AChannelThatFailsIsClosedAndSaysWhy) {
+  // What is no socket cannot be read as one.
+  int ends[2];
+  ASSERT_EQ(pipe2(ends, O_CLOEXEC), 0);
+  absl::StatusOr<std::unique_ptr<ChildProcess>> child =
+      ChildProcess::Adopt(loop_, ends[0], 0, {}, heard_);
+  ASSERT_TRUE(child.ok()) << child.status();
+  ASSERT_EQ(write(ends[1], "1\n", 2), 2);
+  ASSERT_TRUE(UntilHeard('C'));
+  EXPECT_EQ(heard_.order, "DC");
+  EXPECT_EQ(ReasonOf(*heard_.disconnected), Reason::kChannelFailed);
+  EXPECT_THAT(std::string(heard_.disconnected->message()), HasSubstr("non-socket"));
+  EXPECT_EQ(ReasonOf((*child)->Send("1").status()), Reason::kChannelClosed);
+  close(ends[1]);
 }
 
 TEST_F(ChildProcessTest, LastWordsAreHeardBeforeTheExitHoweverLongThePause) {
@@ -177,6 +295,81 @@ TEST_F(ChildProcessTest, NullStdinIsEmpty) {
   EXPECT_EQ(heard_.exit->code, 9);
 }
 
+TEST_F(ChildProcessTest, StdioIsInheritedOrNull) {
+  const std::string links =
+      "for n in 0 1 2; do printf '{\"cmd\":\"NODE_HANDLE\",\"msg\":\"%s\"}\\n' "
+      "\"$(readlink /proc/$$/fd/$n)\" >&3; done";
+  const auto link = [](int number) {
+    char target[4096];
+    const ssize_t size =
+        readlink(("/proc/self/fd/" + std::to_string(number)).c_str(), target, sizeof(target));
+    return '"' + std::string(target, size > 0 ? static_cast<size_t>(size) : 0) + '"';
+  };
+  Fork(Shell(links));
+  ASSERT_TRUE(UntilHeard('C'));
+  EXPECT_THAT(heard_.messages, ElementsAre(link(0), link(1), link(2)));
+
+  heard_ = Recorder();
+  ForkOptions options = Shell(links);
+  options.stdin_mode = options.stdout_mode = options.stderr_mode = Stdio::kNull;
+  Fork(std::move(options));
+  ASSERT_TRUE(UntilHeard('C'));
+  EXPECT_THAT(heard_.messages, ElementsAre("\"/dev/null\"", "\"/dev/null\"", "\"/dev/null\""));
+}
+
+TEST_F(ChildProcessTest, ArgumentsAndThePidAreAsGiven) {
+  ForkOptions options =
+      Shell("tr '\\0' , </proc/$$/cmdline | cut -c 1-11; echo \"$0,$1,$2,$#,$$\"");
+  for (const char* argument : {"zero", "one  word", ""}) options.args.push_back(argument);
+  options.stdout_mode = Stdio::kPipe;
+  Fork(std::move(options));
+  ASSERT_TRUE(UntilHeard('C'));
+  EXPECT_EQ(heard_.output[1],
+            "/bin/sh,-c,|zero,one  word,,2," + std::to_string(child_->pid()) + '|');
+}
+
+TEST_F(ChildProcessTest, TheEnvironmentIsTheParentsUnlessGiven) {
+  setenv("CHILD_PROCESS_TEST", "the parent's", 1);
+  setenv("NODE_CHANNEL_FD", "77", 1);
+  const std::string script = "echo \"$CHILD_PROCESS_TEST,$NODE_CHANNEL_FD,$DEKA_IPC_FD\"";
+  ForkOptions options = Shell(script);
+  options.stdout_mode = Stdio::kPipe;
+  Fork(std::move(options));
+  ASSERT_TRUE(UntilHeard('C'));
+  options = Shell(script);
+  options.stdout_mode = Stdio::kPipe;
+  options.env.emplace();
+  Fork(std::move(options));
+  ASSERT_TRUE(Until([&] { return heard_.Count('C') == 2; }));
+  unsetenv("CHILD_PROCESS_TEST");
+  unsetenv("NODE_CHANNEL_FD");
+  EXPECT_EQ(heard_.output[1], "the parent's,,3|,,3|");
+}
+
+// As root, with a directory that only root may enter: it is entered first, as Node does.
+TEST_F(ChildProcessTest, RunsAsAnotherUserAndGroup) {
+  char directory[] = "/tmp/child_process_test_XXXXXX";
+  ASSERT_NE(mkdtemp(directory), nullptr);
+  ForkOptions options = Shell("id -u; id -g; id -G; readlink /proc/$$/cwd;" + Say("1"));
+  options.env = {{"PATH=/usr/bin:/bin"}};
+  options.cwd = directory;
+  options.uid = 65534;
+  options.gid = 65533;
+  options.stdout_mode = Stdio::kPipe;
+  if (geteuid() == 0) {
+    Fork(std::move(options));
+    ASSERT_TRUE(UntilHeard('C'));
+    EXPECT_EQ(heard_.output[1], "65534|65533|65533|" + std::string(directory) + '|');
+    EXPECT_THAT(heard_.messages, ElementsAre("1"));
+    EXPECT_EQ(geteuid(), 0u);
+  } else {
+    const absl::Status refused = Refused(std::move(options));
+    EXPECT_EQ(ReasonOf(refused), Reason::kSpawnFailed);
+    EXPECT_THAT(std::string(refused.message()), HasSubstr("setgroups"));
+  }
+  rmdir(directory);
+}
+
 TEST_F(ChildProcessTest, AProcessGroupOrASessionOfItsOwn) {
   ForkOptions options = Program({"echo"});
   Fork(options);
@@ -207,6 +400,71 @@ TEST_F(ChildProcessTest, KillSignalsAndSaysWhenTheChildIsGone) {
   EXPECT_TRUE(child_->Kill().ok());
   ASSERT_TRUE(Until([&] { return child_->exited(); }));
   EXPECT_EQ(ReasonOf(child_->Kill()), Reason::kChildExited);
+}
+
+TEST_F(ChildProcessTest, AChildThatIsSomebodyElsesIsNotSignalled) {
+  if (geteuid() != 0) GTEST_SKIP() << "only root may change who it is";
+  ForkOptions options;
+  options.program = "/bin/sleep";
+  options.args = {"1000"};
+  options.uid = 65533;
+  Fork(std::move(options));
+  ASSERT_EQ(seteuid(65534), 0);
+  const absl::Status refused = child_->Kill();
+  ASSERT_EQ(seteuid(0), 0);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kPermissionDenied) << refused;
+}
+
+TEST_F(ChildProcessTest, TheLoopEndsWithTheChildWhateverItsTimeout) {
+  ForkOptions options = Shell("exit 2");
+  options.timeout = std::chrono::hours(1);
+  Fork(std::move(options));
+  ASSERT_TRUE(RunToTheEnd());
+  EXPECT_EQ(heard_.order, "SDXC");
+  EXPECT_EQ(heard_.exit->code, 2);
+}
+
+TEST_F(ChildProcessTest, AnUnreferencedChannelDoesNotKeepTheLoopRunning) {
+  ForkOptions options = Shell("(read line <&3) & exit 0");
+  options.exit_drain_ms_max = milliseconds(20);
+  Fork(std::move(options));
+  child_->ReferenceChannel(false);
+  ASSERT_TRUE(RunToTheEnd());
+  EXPECT_EQ(heard_.order, "SX") << "the process keeps it running";
+  EXPECT_TRUE(child_->connected()) << "the grandchild has it";
+
+  child_->ReferenceChannel(true);
+  Timer timer(loop_);
+  timer.Start(
+      milliseconds(20), [&] { EXPECT_TRUE(child_->Disconnect().ok()); }, /*referenced=*/false);
+  ASSERT_TRUE(RunToTheEnd());
+  EXPECT_EQ(heard_.order, "SXDC");
+}
+
+std::atomic<int> sigchlds;
+
+TEST_F(ChildProcessTest, SigchldAndWaitStayTheHosts) {
+  struct sigaction hosts = {}, before, after;
+  hosts.sa_handler = [](int) { ++sigchlds; };
+  sigaction(SIGCHLD, &hosts, &before);
+  Fork(Shell("exit 3"));
+  ASSERT_TRUE(UntilHeard('C'));
+  EXPECT_EQ(heard_.exit->code, 3);
+  sigaction(SIGCHLD, &before, &after);
+  EXPECT_EQ(after.sa_handler, hosts.sa_handler);
+  EXPECT_GE(sigchlds, 1);
+
+  // A host that waits for whatever ends takes the status; the kernel may tell it all the same.
+  heard_ = Recorder();
+  Fork(Shell("exit 3"));
+  ASSERT_EQ(waitpid(child_->pid(), nullptr, 0), child_->pid());
+  ASSERT_TRUE(UntilHeard('C'));
+  EXPECT_EQ(heard_.order, "SDXC");
+  if (heard_.exit->code.has_value()) {
+    EXPECT_EQ(heard_.exit->code, 3);
+  } else {
+    EXPECT_NE(heard_.exit->unknown_reason, "");
+  }
 }
 
 TEST_F(ChildProcessTest, ATimeoutSendsTheKillSignal) {
@@ -336,6 +594,18 @@ TEST_F(ChildProcessTest, TheChildsEndTakesTheChannelOutOfItsEnvironment) {
   }
 }
 
+TEST_F(ChildProcessTest, AGrandchildHasNothingOfTheChannel) {
+  for (const Dialect dialect : {Dialect::kDeka, Dialect::kNode}) {
+    heard_ = Recorder();
+    ForkOptions options = Program({"grandchild"});
+    options.dialect = dialect;
+    options.stdout_mode = Stdio::kPipe;
+    Fork(std::move(options));
+    ASSERT_TRUE(UntilHeard('C'));
+    EXPECT_EQ(heard_.output[1], "free|[]|");
+  }
+}
+
 TEST_F(ChildProcessTest, AChildWhoseEnvironmentNamesNoChannelIsToldWhy) {
   const auto reason_with = [&](std::vector<std::string> env) {
     heard_ = Recorder();
@@ -356,7 +626,7 @@ TEST_F(ChildProcessTest, AChildWhoseEnvironmentNamesNoChannelIsToldWhy) {
 TEST_F(ChildProcessTest, TheLogsShowFramesAndWhatHappensOnlyWhenAsked) {
   const auto log_with = [&](const char* variable, const char* what) {
     heard_ = Recorder();
-    ForkOptions options = Program({what, "1"});
+    ForkOptions options = Program({what, std::string(what) == "parent" ? "words" : "1"});
     options.env = {{variable}};
     options.stderr_mode = Stdio::kPipe;
     Fork(std::move(options));
@@ -368,9 +638,12 @@ TEST_F(ChildProcessTest, TheLogsShowFramesAndWhatHappensOnlyWhenAsked) {
   EXPECT_EQ(log_with("DEKA_IPC_DEBUG=0", "words"), "");
   EXPECT_EQ(log_with("DEKA_VERBOSE=1", "words"), "");
   EXPECT_THAT(log_with("DEKA_VERBOSE=1", "parent"),
-              testing::AllOf(HasSubstr("started: /bin/true"), HasSubstr("ended")));
+              testing::AllOf(HasSubstr("started: /proc/self/exe; dialect deka: "),
+                             HasSubstr("disconnected: OK"), HasSubstr("ended")));
   EXPECT_EQ(log_with("DEKA_VERBOSE=0", "parent"), "");
-  EXPECT_EQ(log_with("DEKA_IPC_DEBUG=1", "parent"), "") << "no frame went";
+  EXPECT_THAT(log_with("DEKA_IPC_DEBUG=1", "parent"),
+              testing::AllOf(testing::ContainsRegex("<- child [0-9]+ 29 bytes \\{\"cmd\""),
+                             HasSubstr("-> parent 30 bytes"), Not(HasSubstr("started"))));
 }
 
 TEST_F(ChildProcessTest, AnyCallMayDestroyTheChild) {
@@ -447,6 +720,62 @@ TEST_F(ChildProcessTest, AdoptsAChannelWithAndWithoutItsProcess) {
     RunFor(loop_, milliseconds(5));
     EXPECT_EQ(heard_.order, pid == 0 ? "mDC" : "mD") << "the process runs on";
   }
+}
+
+TEST_F(ChildProcessTest, AnAdoptedProcessThatIsNoChildIsSeenToEndWithoutItsCode) {
+  // Its parent never waits for it.
+  ForkOptions options = Shell("sh -c 'echo $$; exec sleep 1000' & exec sleep 1000");
+  options.ipc = false;
+  options.stdout_mode = Stdio::kPipe;
+  Fork(std::move(options));
+  ASSERT_TRUE(UntilHeard('o'));
+
+  int ends[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+  Recorder heard;
+  absl::StatusOr<std::unique_ptr<ChildProcess>> adopted =
+      ChildProcess::Adopt(loop_, ends[0], std::stoi(heard_.output[1]), {}, heard);
+  ASSERT_TRUE(adopted.ok()) << adopted.status();
+  close(ends[1]);
+  ASSERT_TRUE(Until([&] { return heard.Has('D'); }));
+  EXPECT_FALSE((*adopted)->exited());
+  EXPECT_TRUE((*adopted)->Kill(SIGKILL).ok());
+  ASSERT_TRUE(Until([&] { return heard.Has('C'); }));
+  EXPECT_EQ(heard.order, "DXC");
+  EXPECT_TRUE((*adopted)->exited());
+  EXPECT_FALSE(heard.exit->code.has_value());
+  EXPECT_FALSE(heard.exit->signal.has_value());
+  EXPECT_THAT(heard.exit->unknown_reason, HasSubstr("did not tell how it ended"));
+  EXPECT_EQ(ReasonOf((*adopted)->Kill()), Reason::kChildExited);
+}
+
+TEST_F(ChildProcessTest, AnAdoptedChildOfOursIsLeftToWhoStartedIt) {
+  int ends[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+  const pid_t pid = fork();
+  if (pid == 0) _exit(5);
+  ASSERT_GT(pid, 0);
+  absl::StatusOr<std::unique_ptr<ChildProcess>> adopted =
+      ChildProcess::Adopt(loop_, ends[0], pid, {}, heard_);
+  ASSERT_TRUE(adopted.ok()) << adopted.status();
+  close(ends[1]);
+  ASSERT_TRUE(UntilHeard('C'));
+  EXPECT_EQ(heard_.order, "DXC");
+  EXPECT_EQ(heard_.exit->code, 5);
+  int status = 0;
+  EXPECT_EQ(waitpid(pid, &status, WNOHANG), pid) << "not reaped";
+  EXPECT_EQ(WEXITSTATUS(status), 5);
+}
+
+TEST_F(ChildProcessTest, AChannelWithoutItsProcessCannotBeSignalled) {
+  int ends[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+  const absl::StatusOr<std::unique_ptr<ChildProcess>> adopted =
+      ChildProcess::Adopt(loop_, ends[0], 0, {}, heard_);
+  ASSERT_TRUE(adopted.ok()) << adopted.status();
+  EXPECT_EQ((*adopted)->pid(), 0);
+  EXPECT_EQ(ReasonOf((*adopted)->Kill()), Reason::kChildNotFound);
+  close(ends[1]);
 }
 
 TEST_F(ChildProcessTest, AdoptsNoProcessThatIsGone) {

@@ -6,7 +6,9 @@
 //   environment  sends how many of the channel's variables are left, whether the channel is
 //                close-on-exec, and whether it still finds a channel
 //   open         exits with the reason why it has no channel, on stderr
-//   parent       forks a child of its own and waits for its end
+//   grandchild   has opened the channel and runs a shell that says on stdout whether it has the
+//                channel's descriptor, and what is left of the channel's variables
+//   parent WHAT  forks itself, to do WHAT 1, and waits for its end
 #include <fcntl.h>
 #include <fmt/format.h>
 
@@ -40,11 +42,12 @@ class Child : public Process::Listener {
   std::unique_ptr<Process> process;
 };
 
-int RunParent() {
+int RunParent(std::string what) {
   EventLoop loop;
   ChildProcess::Listener listener;
   ForkOptions options;
-  options.program = "/bin/true";
+  options.program = "/proc/self/exe";
+  options.args = {std::move(what), "1"};
   const absl::StatusOr<std::unique_ptr<ChildProcess>> child =
       ChildProcess::Fork(loop, std::move(options), listener);
   loop.Run();
@@ -60,8 +63,8 @@ std::string Inherited() {
   return '[' + list + ']';
 }
 
-int Run(std::string_view what, int count) {
-  if (what == "parent") return RunParent();
+int Run(std::string_view what, std::string argument) {
+  if (what == "parent") return RunParent(std::move(argument));
   const std::string inherited = Inherited();
   EventLoop loop;
   Child child;
@@ -74,7 +77,8 @@ int Run(std::string_view what, int count) {
   child.process = *std::move(process);
   int code = 0;
   if (what == "words") {
-    for (int i = 0; i < count; ++i) (void)child.process->Send(fmt::format("{}", i));
+    for (int i = 0; i < std::atoi(argument.c_str()); ++i)
+      (void)child.process->Send(fmt::format("{}", i));
     (void)child.process->Disconnect();
     code = 7;
   } else if (what == "inherited") {
@@ -88,6 +92,11 @@ int Run(std::string_view what, int count) {
     (void)child.process->Send(fmt::format("[{},{},{}]", left, (fcntl(3, F_GETFD) & FD_CLOEXEC) != 0,
                                           Process::HasChannel()));
   }
+  if (what == "grandchild") {
+    return std::system(
+        "test -e /proc/self/fd/3 && echo held || echo free; echo \"[$DEKA_IPC_ENABLED$DEKA_IPC_FD"
+        "$NODE_CHANNEL_FD$NODE_CHANNEL_SERIALIZATION_MODE]\"");
+  }
   loop.Run();
   return code;
 }
@@ -96,5 +105,5 @@ int Run(std::string_view what, int count) {
 }  // namespace deka::ipc
 
 int main(int argc, char** argv) {
-  return deka::ipc::Run(argc > 1 ? argv[1] : "", argc > 2 ? std::atoi(argv[2]) : 0);
+  return deka::ipc::Run(argc > 1 ? argv[1] : "", argc > 2 ? argv[2] : "");
 }
