@@ -237,15 +237,17 @@ bool EventLog::IsFull(Log& log, Room room) {
   const uint64_t end = staged ? batch_.end : control.head;
   const int64_t events = control.newest_child_sequence + (staged ? batch_.events : 0);
   ipc::MutexLock lock(log.mutex_);
-  for (const auto& [observer, reading] : log.lossless_) {
-    if (reading.lapsed || reading.position >= end) continue;
+  bool full = false;
+  for (auto& [observer, reading] : log.lossless_) {
     const uint64_t unread_events = static_cast<uint64_t>(events - reading.child_sequence);
-    if (end - reading.position + room.bytes > log.bytes_max_ ||
-        unread_events + room.events > log.events_max_) {
-      return true;
+    if (reading.position >= end || (end - reading.position + room.bytes <= log.bytes_max_ &&
+                                    unread_events + room.events <= log.events_max_)) {
+      reading.state = Log::Reading::State::kHolds;
+    } else {
+      full |= reading.state == Log::Reading::State::kHolds;
     }
   }
-  return false;
+  return full;
 }
 
 void EventLog::OnRead(Log& log, absl::AnyInvocable<void()> read) {
@@ -260,10 +262,10 @@ std::optional<std::chrono::steady_clock::time_point> EventLog::Lapse(
   std::optional<std::chrono::steady_clock::time_point> next;
   ipc::MutexLock lock(log.mutex_);
   for (auto& [observer, reading] : log.lossless_) {
-    if (reading.lapsed || reading.position >= newest) continue;
+    if (reading.state != Log::Reading::State::kHolds || reading.position >= newest) continue;
     const auto end = begin + reading.hold_max;
     if (end <= now) {
-      reading.lapsed = true;
+      reading.state = Log::Reading::State::kLapsed;
     } else {
       next = std::min(next.value_or(end), end);
     }

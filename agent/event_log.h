@@ -99,10 +99,14 @@ class Log {
 
   // How far an observer that must not lose anything has read.
   struct Reading {
+    // kBehind --- the log has room for it ---> kHolds --- waited for too long ---> kLapsed
+    //                                            ^-------- the log has room for it ----+
+    enum class State { kBehind, kHolds, kLapsed };
+
     uint64_t position = 0;
     int64_t child_sequence = 0;  // of the event before it
     std::chrono::milliseconds hold_max{};
-    bool lapsed = false;  // it was waited for long enough, and has not read on since
+    State state = State::kBehind;  // the writer's to change
   };
   absl::flat_hash_map<const LogObservation*, Reading> lossless_ ABSL_GUARDED_BY(mutex_);
   std::atomic<bool> has_lossless_ = false;
@@ -188,15 +192,16 @@ class EventLog {
   };
 
   // Lossless observers hold a child back: true if this much room cannot be had without evicting
-  // what one of them has not read. Whoever records goes on only with what cannot wait then.
+  // what one of them has not read. Whoever records goes on only with what cannot wait then. An
+  // observer that comes, or comes back, to a log without that room holds nobody until it has read.
   bool IsFull(Log& log, Room room) ABSL_NO_THREAD_SAFETY_ANALYSIS;
 
   // `read` is called once when a lossless observer has read on or is gone. Any thread calls it,
   // under no lock. Replaces the one before.
   void OnRead(Log& log, absl::AnyInvocable<void()> read);
 
-  // Nobody is waited for longer than it asked: those that were, since `begin`, miss what is evicted
-  // until they read on. When the next one is; nothing if nobody is waited for.
+  // Nobody is waited for longer than it asked: those that were, since `begin`, hold nobody until
+  // they have read. When it is the next one's time; nothing if nobody is waited for.
   std::optional<std::chrono::steady_clock::time_point> Lapse(
       Log& log, std::chrono::steady_clock::time_point begin) ABSL_NO_THREAD_SAFETY_ANALYSIS;
 

@@ -792,7 +792,9 @@ bool LogObservation::TellReading(const Place& place) {
   Log& log = *place.log;
   Log::Reading& reading = log.lossless_[this];
   const bool has_read = place.position > reading.position && log.on_read_;
-  reading = {place.position, place.seen, *hold_max_};
+  reading.position = place.position;
+  reading.child_sequence = place.seen;
+  reading.hold_max = *hold_max_;
   log.has_lossless_.store(true, std::memory_order_relaxed);
   return has_read;
 }
@@ -825,7 +827,8 @@ void LogObservation::AddGap(Place& place, std::optional<int64_t> from_child_sequ
   gap.set_to_child_sequence(control.evicted_child_sequence);
   gap.set_to_sequence(control.evicted_sequence);
   const auto lossless = place.log->lossless_.find(this);
-  const bool lapsed = lossless != place.log->lossless_.end() && lossless->second.lapsed;
+  const bool lapsed = lossless != place.log->lossless_.end() &&
+                      lossless->second.state == Log::Reading::State::kLapsed;
   gap.set_reason(!place.log->memory_ ? v1::Gap::REASON_CHILD_FORGOTTEN
                  : lapsed            ? v1::Gap::REASON_BLOCK_TIMEOUT
                                      : v1::Gap::REASON_LOG_TURNED_OVER);

@@ -7,8 +7,9 @@ import subprocess
 import threading
 
 import bridge
-from bridge import Code, child_pb2
+from bridge import Code, api, child_pb2, event_pb2
 from deka.bridge.v1 import bridge_service_pb2_grpc
+from google.protobuf import duration_pb2
 
 # The default time after which a call to which nothing can be written ends.
 STALL_S = 10
@@ -17,6 +18,13 @@ COUNT = 60_000
 # Observers that stop reading.
 STOPPED = 8
 LIMITS = child_pb2.ChildLimits(log_bytes_max=32 << 20)
+SMALL_LIMITS = child_pb2.ChildLimits(message_bytes_max=1024, queue_bytes_max=65536, log_bytes_max=128 << 10)
+# By default gRPC takes 28 MB from a stream that nobody reads.
+READ_LITTLE = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536)]
+
+
+def seconds(count):
+    return duration_pb2.Duration(seconds=count)
 
 
 class ObserverTest(bridge.TestCase):
@@ -75,9 +83,7 @@ class ObserverTest(bridge.TestCase):
 
     def test_an_observer_that_stops_reading(self):
         puppet = bridge.Puppet(self, self.agent, dialect=bridge.NODE, limits=LIMITS)
-        # By default gRPC takes 28 MB from a stream that nobody reads.
-        options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536)]
-        stopped = [puppet.child.observe(stub=self.connection(options), paused=True) for _ in range(STOPPED)]
+        stopped = [puppet.child.observe(stub=self.connection(READ_LITTLE), paused=True) for _ in range(STOPPED)]
         reading = puppet.child.observe(stub=self.connection())
         reading.wait_for_last("started")
         before = self.resident_kib()
@@ -146,6 +152,63 @@ class ObserverTest(bridge.TestCase):
         report = json.loads(client.stdout.readline())
         self.check_report(report, COUNT + 4)
         self.assertTrue([1 for begin, end in report["shown"] if begin != end], "there was a gap")
+
+    def test_a_lossless_observer(self):
+        """It misses nothing behind a log that holds a hundredth of what is written, and so slowly that the child waits for it."""
+        puppet = bridge.Puppet(self, self.agent, dialect=bridge.NODE, limits=SMALL_LIMITS)
+        other = bridge.Puppet(self, self.agent, dialect=bridge.NODE, limits=SMALL_LIMITS)
+        lossless = self.observe_lossless(puppet.child, seconds(8))
+        writer = threading.Thread(target=self.write_numbers, args=(puppet, 0, COUNT))
+        writer.start()
+        bridge.wait_until(lambda: self.is_held(puppet.child), "a hold")
+        self.assertTrue(writer.is_alive())
+        # Meanwhile another child writes as much as it likes.
+        self.write_numbers(other, 0, COUNT)
+        self.assertTrue(writer.is_alive())
+        lossless.may_read.set()
+        self.check_all_seen(lossless, COUNT)
+        self.assertEqual(lossless.gaps, [])
+        writer.join()
+        # What was refused was not sent, what was accepted was written.
+        self.assertFalse(self.is_held(puppet.child))
+
+    def test_a_lossless_observer_that_stops_reading(self):
+        puppet = bridge.Puppet(self, self.agent, dialect=bridge.NODE, limits=SMALL_LIMITS)
+        lossless = self.observe_lossless(puppet.child, seconds(1))
+        # The child is held once, for a second; nobody is waited for twice who has not read on.
+        self.write_numbers(puppet, 0, COUNT // 4)
+        self.assertFalse(self.is_held(puppet.child))
+        lossless.may_read.set()
+        puppet.close_channel()
+        lossless.wait_for_last("disconnected")
+        reasons = {gap.reason for gap in lossless.gaps}
+        self.assertEqual(reasons, {event_pb2.Gap.REASON_BLOCK_TIMEOUT}, lossless.gaps)
+        expected = 1
+        for shown in lossless.shown:
+            if isinstance(shown, event_pb2.Gap):
+                self.assertEqual(shown.from_child_sequence, expected)
+                expected = shown.to_child_sequence + 1
+            else:
+                self.assertEqual(shown.child_sequence, expected)
+                expected += 1
+
+    def observe_lossless(self, child, hold_max):
+        """An observation that stands, and is not read from now on."""
+        observer = child.observe(
+            stub=self.connection(READ_LITTLE), when_slow=api.SLOW_POLICY_BLOCK, hold_max=hold_max
+        )
+        observer.wait_for_last("started")
+        observer.may_read.clear()
+        return observer
+
+    def is_held(self, child):
+        try:
+            child.send("0")
+        except bridge.Refusal as refusal:
+            self.assertEqual(refusal.reason, "HELD_BY_OBSERVER")
+            self.assertGreater(refusal.retry_ms, 0)
+            return True
+        return False
 
     def test_clients_that_vanish(self):
         puppet = bridge.Puppet(self, self.agent, dialect=bridge.NODE, limits=LIMITS)
