@@ -138,19 +138,26 @@ TEST_F(AgentTest, AForkThatFailsLeavesNoChild) {
 }
 
 TEST_F(AgentTest, MalformedForksAreRefused) {
-  const auto refused = [&](auto change) {
+  const auto refused = [&](const char* field, auto change) {
     v1::ChildSpec spec = Script(kEcho);
     change(spec);
-    ExpectReason(Fork(spec).status(), Reason::kInvalidArgument);
+    const absl::Status status = Fork(spec).status();
+    ExpectReason(status, Reason::kInvalidArgument);
+    EXPECT_EQ(ipc::MetadataOf(status, "field"), field);
   };
-  refused([](v1::ChildSpec& spec) { spec.clear_program(); });
-  refused([](v1::ChildSpec& spec) { spec.set_display_name("no spaces"); });
-  refused([](v1::ChildSpec& spec) { (*spec.mutable_labels())["k"] = std::string(64, 'x'); });
-  refused([](v1::ChildSpec& spec) { (*spec.mutable_env())["A=B"] = "x"; });
-  refused([](v1::ChildSpec& spec) { spec.set_kill_signal(1000); });
-  refused([](v1::ChildSpec& spec) { spec.mutable_limits()->set_message_bytes_max(-1); });
-  refused([](v1::ChildSpec& spec) { spec.mutable_limits()->set_queue_bytes_max(1 << 20); });
-  refused([](v1::ChildSpec& spec) { spec.add_args(std::string((1 << 20) + 1, 'x')); });
+  refused("spec.program", [](v1::ChildSpec& spec) { spec.clear_program(); });
+  refused("display_name", [](v1::ChildSpec& spec) { spec.set_display_name("no spaces"); });
+  refused("labels",
+          [](v1::ChildSpec& spec) { (*spec.mutable_labels())["k"] = std::string(64, 'x'); });
+  refused("spec.env", [](v1::ChildSpec& spec) { (*spec.mutable_env())["A=B"] = "x"; });
+  refused("spec.env", [](v1::ChildSpec& spec) { (*spec.mutable_env())["A\n"] = "x"; });
+  refused("spec.env", [](v1::ChildSpec& spec) { (*spec.mutable_env())["A\xC2\x9B"] = "x"; });
+  refused("spec.kill_signal", [](v1::ChildSpec& spec) { spec.set_kill_signal(1000); });
+  refused("spec.limits.message_bytes_max",
+          [](v1::ChildSpec& spec) { spec.mutable_limits()->set_message_bytes_max(-1); });
+  refused("spec.limits.queue_bytes_max",
+          [](v1::ChildSpec& spec) { spec.mutable_limits()->set_queue_bytes_max(1 << 20); });
+  refused("spec.args", [](v1::ChildSpec& spec) { spec.add_args(std::string((1 << 20) + 1, 'x')); });
   EXPECT_EQ(List()->children_size(), 0);
 }
 

@@ -6,6 +6,7 @@
 
 #include "fmt/format.h"
 #include "ipc/error.h"
+#include "ipc/log.h"
 #include "ipc/utf8.h"
 
 namespace deka::agent {
@@ -18,8 +19,8 @@ bool IsIdCharacter(char c) { return IsLower(c) || IsDigit(c) || c == '-'; }
 
 // What a message may show of a name that can be anything.
 std::string Shown(std::string_view name) {
-  return name.size() <= 200 ? ipc::ToUtf8(name, 600)
-                            : ipc::ToUtf8(name.substr(0, 200), 600) + "...";
+  constexpr size_t kShownBytesMax = 200;
+  return ipc::Escaped(name, kShownBytesMax) + (name.size() > kShownBytesMax ? "..." : "");
 }
 
 absl::Status Malformed(std::string_view name) {
@@ -39,6 +40,18 @@ bool TakePart(std::string_view& name, std::string_view prefix, std::string_view&
   part = name.substr(0, name.find('/'));
   name.remove_prefix(part.size());
   return true;
+}
+
+absl::Status ValidateText(std::string_view field, std::string_view text, size_t bytes_max) {
+  if (text.size() > bytes_max) {
+    return InvalidField(
+        field, fmt::format("has {} bytes; at most {} are allowed.", text.size(), bytes_max));
+  }
+  if (HasControl(text)) {
+    return InvalidField(field,
+                        fmt::format("is \"{}\"; it may hold no control characters.", Shown(text)));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -129,6 +142,15 @@ absl::Status InvalidField(std::string_view field, std::string_view what) {
                         {{"field", std::string(field)}});
 }
 
+bool HasControl(std::string_view text) {
+  while (!text.empty()) {
+    const size_t size = std::max<size_t>(ipc::Utf8CharacterSize(text), 1);
+    if (ipc::IsControl(text.substr(0, size))) return true;
+    text.remove_prefix(size);
+  }
+  return false;
+}
+
 absl::Status ValidateDisplayName(std::string_view name) {
   if (name.empty() || IsDisplayName(name)) return absl::OkStatus();
   return InvalidField("display_name",
@@ -145,26 +167,27 @@ absl::Status ValidateLabels(const std::map<std::string, std::string>& labels) {
   for (const auto& [key, value] : labels) {
     if (key.empty()) return InvalidField("labels", "has an empty key.");
     if (key.size() > kNameBytesMax || value.size() > kNameBytesMax) {
-      return InvalidField("labels", fmt::format("\"{}\": keys and values have at most {} bytes.",
-                                                Shown(key), kNameBytesMax));
+      return InvalidField("labels",
+                          fmt::format("has the key \"{}\"; keys and values have at most {} "
+                                      "bytes.",
+                                      Shown(key), kNameBytesMax));
     }
-    if (!ipc::IsUtf8(key) || !ipc::IsUtf8(value)) {
-      return InvalidField("labels", fmt::format("\"{}\" is not UTF-8.", Shown(key)));
+    for (const std::string_view text : {std::string_view(key), std::string_view(value)}) {
+      if (ipc::IsUtf8(text) && !HasControl(text)) continue;
+      return InvalidField("labels", fmt::format("has the key \"{}\"; keys and values are UTF-8 "
+                                                "without control characters.",
+                                                Shown(key)));
     }
   }
   return absl::OkStatus();
 }
 
 absl::Status ValidateRequestId(std::string_view id) {
-  if (id.size() <= kRequestIdBytesMax) return absl::OkStatus();
-  return InvalidField("request_id", fmt::format("has {} bytes; at most {} are allowed.", id.size(),
-                                                kRequestIdBytesMax));
+  return ValidateText("request_id", id, kRequestIdBytesMax);
 }
 
 absl::Status ValidateClient(std::string_view client) {
-  if (client.size() <= kClientBytesMax) return absl::OkStatus();
-  return InvalidField("client", fmt::format("has {} bytes; at most {} are allowed.", client.size(),
-                                            kClientBytesMax));
+  return ValidateText("client", client, kClientBytesMax);
 }
 
 }  // namespace deka::agent

@@ -46,6 +46,10 @@ absl::Status ValidateParent(std::string_view parent, std::string_view agent);
 // kInvalidArgument, with the field's name.
 absl::Status InvalidField(std::string_view field, std::string_view what);
 
+// A control character: C0, DEL or C1. What is shown on terminals holds none, for they would obey
+// it.
+bool HasControl(std::string_view text);
+
 absl::Status ValidateDisplayName(std::string_view name);  // empty: none
 absl::Status ValidateLabels(const std::map<std::string, std::string>& labels);
 absl::Status ValidateRequestId(std::string_view id);

@@ -6,6 +6,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <utility>
 
 #include "agent/fingerprint.h"
 #include "ipc/error.h"
@@ -115,6 +116,33 @@ TEST(NamesTest, RequestIdsAndClientsAreLimited) {
   EXPECT_EQ(ipc::MetadataOf(ValidateRequestId(Long(65)), "field"), "request_id");
   EXPECT_TRUE(ValidateClient(Long(63)).ok());
   EXPECT_EQ(ipc::MetadataOf(ValidateClient(Long(64)), "field"), "client");
+}
+
+TEST(NamesTest, ControlCharactersAreNamedAndRefused) {
+  for (const std::string& text : {std::string("\0", 1), std::string("a\nb"), std::string("\x1B[2J"),
+                                  std::string("\x1F"), std::string("\x7F"), std::string("\xC2\x80"),
+                                  std::string("a\xC2\x9F"), std::string("\xE2\x80\xAE")}) {
+    EXPECT_TRUE(HasControl(text));
+    const std::pair<absl::Status, const char*> refused[] = {
+        {ValidateRequestId(text), "request_id"},     {ValidateClient(text), "client"},
+        {ValidateLabels({{text, "v"}}), "labels"},   {ValidateLabels({{"k", text}}), "labels"},
+        {ValidateDisplayName(text), "display_name"},
+    };
+    for (const auto& [status, field] : refused) {
+      EXPECT_EQ(ipc::ReasonOf(status), Reason::kInvalidArgument) << field;
+      EXPECT_EQ(ipc::MetadataOf(status, "field"), field);
+      EXPECT_FALSE(HasControl({status.message().data(), status.message().size()})) << status;
+    }
+    const absl::Status name = ParseChildName(text, "here", Wildcard::kRefused).status();
+    EXPECT_FALSE(HasControl({name.message().data(), name.message().size()})) << name;
+    EXPECT_FALSE(HasControl(*ipc::MetadataOf(name, "name")));
+  }
+  // What only looks like one.
+  for (const std::string& text : {std::string(" ~"), std::string("\xC2\xA0"),
+                                  std::string("\xC3\x84"), std::string("\xE2\x82\xAC")}) {
+    EXPECT_TRUE(ValidateClient(text).ok()) << text;
+    EXPECT_TRUE(ValidateLabels({{text, text}}).ok()) << text;
+  }
 }
 
 TEST(FingerprintTest, DependsOnEachByteAndOnTheSeed) {

@@ -5,22 +5,15 @@
 
 #include "agent/names.h"
 #include "fmt/format.h"
+#include "ipc/log.h"
 
 namespace deka::agent {
 namespace {
 
-absl::Status TooSmall(std::string_view name, size_t value, size_t needed, std::string_view why) {
-  return InvalidField(name, fmt::format("is {}; it must be at least {}, {}.", value, needed, why));
-}
-
-bool HasNul(std::string_view text) { return text.find('\0') != std::string_view::npos; }
-
-absl::Status NulRefused(std::string_view field) {
+// What a program is given.
+absl::Status ValidateWord(std::string_view field, std::string_view word) {
+  if (word.find('\0') == std::string_view::npos) return absl::OkStatus();
   return InvalidField(field, "holds a NUL byte, which no program can be given.");
-}
-
-absl::Status ValidateText(std::string_view field, std::string_view text) {
-  return HasNul(text) ? NulRefused(field) : absl::OkStatus();
 }
 
 absl::StatusOr<size_t> LimitOf(std::string_view field, int64_t asked, size_t otherwise) {
@@ -44,34 +37,37 @@ absl::Status ValidateLimits(const Limits& limits) {
       {limits.message_bytes_max, limits.queue_bytes_max, limits.log_bytes_max}, limits);
 }
 
-absl::Status ValidateChildLimits(const ChildLimits& child, const Limits& agent) {
-  if (child.message_bytes_max == 0) return InvalidField("message_bytes_max", "must be at least 1.");
+absl::Status ValidateChildLimits(const ChildLimits& child, const Limits& agent,
+                                 std::string_view within) {
+  const auto invalid = [within](std::string_view name, std::string_view what) {
+    return InvalidField(fmt::format("{}{}", within, name), what);
+  };
+  const auto too_small = [&](std::string_view name, size_t value, size_t overhead) {
+    return invalid(name, fmt::format("is {}; it must be at least {}, room for one message of {} "
+                                     "(message_bytes_max) and {} more.",
+                                     value, child.message_bytes_max + overhead,
+                                     child.message_bytes_max, overhead));
+  };
+  if (child.message_bytes_max == 0) return invalid("message_bytes_max", "must be at least 1.");
   if (child.message_bytes_max > kMessageBytesCeiling) {
-    return InvalidField("message_bytes_max",
-                        fmt::format("is {}; it must be at most {}.", child.message_bytes_max,
-                                    kMessageBytesCeiling));
+    return invalid("message_bytes_max", fmt::format("is {}; it must be at most {}.",
+                                                    child.message_bytes_max, kMessageBytesCeiling));
   }
-  if (const size_t needed = child.message_bytes_max + kQueueOverheadBytes;
-      child.queue_bytes_max < needed) {
-    return TooSmall("queue_bytes_max", child.queue_bytes_max, needed,
-                    fmt::format("room for one message of {} (message_bytes_max) and {} more",
-                                child.message_bytes_max, kQueueOverheadBytes));
+  if (child.queue_bytes_max < child.message_bytes_max + kQueueOverheadBytes) {
+    return too_small("queue_bytes_max", child.queue_bytes_max, kQueueOverheadBytes);
   }
   if (child.queue_bytes_max > agent.queues_bytes_max) {
-    return InvalidField("queue_bytes_max",
-                        fmt::format("is {}; all queues together have {} (queues_bytes_max).",
-                                    child.queue_bytes_max, agent.queues_bytes_max));
+    return invalid("queue_bytes_max",
+                   fmt::format("is {}; all queues together have {} (queues_bytes_max).",
+                               child.queue_bytes_max, agent.queues_bytes_max));
   }
-  if (const size_t needed = child.message_bytes_max + kLogOverheadBytes;
-      child.log_bytes_max < needed) {
-    return TooSmall("log_bytes_max", child.log_bytes_max, needed,
-                    fmt::format("room for one message of {} (message_bytes_max) and {} more",
-                                child.message_bytes_max, kLogOverheadBytes));
+  if (child.log_bytes_max < child.message_bytes_max + kLogOverheadBytes) {
+    return too_small("log_bytes_max", child.log_bytes_max, kLogOverheadBytes);
   }
   if (child.log_bytes_max > agent.logs_bytes_max) {
-    return InvalidField("log_bytes_max",
-                        fmt::format("is {}; all logs together have {} (logs_bytes_max).",
-                                    child.log_bytes_max, agent.logs_bytes_max));
+    return invalid("log_bytes_max",
+                   fmt::format("is {}; all logs together have {} (logs_bytes_max).",
+                               child.log_bytes_max, agent.logs_bytes_max));
   }
   return absl::OkStatus();
 }
@@ -84,18 +80,21 @@ absl::StatusOr<ChildLimits> ChildLimitsOf(const v1::ChildLimits& asked, const Li
     size_t agents;
     size_t& result;
   } all[] = {
-      {"limits.message_bytes_max", asked.message_bytes_max(), agent.message_bytes_max,
+      {"spec.limits.message_bytes_max", asked.message_bytes_max(), agent.message_bytes_max,
        limits.message_bytes_max},
-      {"limits.queue_bytes_max", asked.queue_bytes_max(), agent.queue_bytes_max,
+      {"spec.limits.queue_bytes_max", asked.queue_bytes_max(), agent.queue_bytes_max,
        limits.queue_bytes_max},
-      {"limits.log_bytes_max", asked.log_bytes_max(), agent.log_bytes_max, limits.log_bytes_max},
+      {"spec.limits.log_bytes_max", asked.log_bytes_max(), agent.log_bytes_max,
+       limits.log_bytes_max},
   };
   for (const auto& limit : all) {
     const absl::StatusOr<size_t> value = LimitOf(limit.field, limit.asked, limit.agents);
     if (!value.ok()) return value.status();
     limit.result = *value;
   }
-  if (absl::Status status = ValidateChildLimits(limits, agent); !status.ok()) return status;
+  if (absl::Status status = ValidateChildLimits(limits, agent, "spec.limits."); !status.ok()) {
+    return status;
+  }
   return limits;
 }
 
@@ -110,30 +109,30 @@ absl::StatusOr<ipc::ForkOptions> ForkOptionsOf(const v1::ChildSpec& spec, const 
     return InvalidField("spec.cwd", fmt::format("has {} bytes; at most {} are allowed.",
                                                 spec.cwd().size(), kPathBytesMax));
   }
-  if (absl::Status status = ValidateText("spec.program", spec.program()); !status.ok()) {
+  if (absl::Status status = ValidateWord("spec.program", spec.program()); !status.ok()) {
     return status;
   }
-  if (absl::Status status = ValidateText("spec.cwd", spec.cwd()); !status.ok()) return status;
+  if (absl::Status status = ValidateWord("spec.cwd", spec.cwd()); !status.ok()) return status;
   size_t command_bytes = 0;
   for (int i = 0; i < spec.args_size(); ++i) {
-    if (HasNul(spec.args(i))) return NulRefused(fmt::format("spec.args[{}]", i));
+    const std::string field = fmt::format("spec.args[{}]", i);
+    if (absl::Status status = ValidateWord(field, spec.args(i)); !status.ok()) return status;
     command_bytes += spec.args(i).size() + kWordBytes;
   }
   for (const auto& [name, value] : spec.env()) {
-    if (name.empty() || name.find('=') != std::string::npos) {
+    if (name.empty() || name.find('=') != std::string::npos || HasControl(name)) {
       return InvalidField("spec.env", fmt::format("has the name \"{}\"; a name is not empty and "
-                                                  "holds no `=`.",
-                                                  name));
+                                                  "holds no `=` and no control characters.",
+                                                  ipc::Escaped(name, kNameBytesMax)));
     }
-    for (const std::string_view text : {std::string_view(name), std::string_view(value)}) {
-      if (absl::Status status = ValidateText("spec.env", text); !status.ok()) return status;
-    }
+    if (absl::Status status = ValidateWord("spec.env", value); !status.ok()) return status;
     command_bytes += name.size() + 1 + value.size() + kWordBytes;
   }
   if (command_bytes > kCommandBytesMax) {
-    return InvalidField("spec.args", fmt::format("and spec.env have {} bytes together; at most {} "
-                                                 "are allowed.",
-                                                 command_bytes, kCommandBytesMax));
+    return InvalidField("spec.args",
+                        fmt::format("has {} bytes with the environment; at most {} are "
+                                    "allowed.",
+                                    command_bytes, kCommandBytesMax));
   }
   if (spec.kill_signal() != 0 && !IsSignal(spec.kill_signal())) {
     return InvalidField("spec.kill_signal",

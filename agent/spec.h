@@ -6,6 +6,7 @@
 #include <csignal>
 #include <cstddef>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -34,9 +35,10 @@ struct ChildLimits {
   size_t log_bytes_max = 0;
 };
 
-// INVALID_ARGUMENT names the limit that does not fit the others.
+// INVALID_ARGUMENT names the limit that does not fit the others, with `within` before it.
 absl::Status ValidateLimits(const Limits& limits);
-absl::Status ValidateChildLimits(const ChildLimits& child, const Limits& agent);
+absl::Status ValidateChildLimits(const ChildLimits& child, const Limits& agent,
+                                 std::string_view within = "");
 
 // `asked`, with the agent's where it has 0.
 absl::StatusOr<ChildLimits> ChildLimitsOf(const v1::ChildLimits& asked, const Limits& agent);
