@@ -15,9 +15,12 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <climits>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <iterator>
+#include <optional>
 #include <system_error>
 #include <utility>
 
@@ -35,10 +38,14 @@ namespace {
 constexpr int kBacklog = 4096;
 constexpr int kLookMs = 5;
 
+// How to make a socket that is safe.
+constexpr std::string_view kOwnDirectory = "mkdir -m 700 DIR, --listen unix:DIR/agent.sock";
+
 std::string ErrnoText(int error) { return std::generic_category().message(error); }
 
 absl::Status SystemError(std::string_view what, const std::string& path, int error) {
-  return MakeError(Reason::kInternal, fmt::format("{} {}: {}", what, path, ErrnoText(error)));
+  return MakeError(Reason::kInternal,
+                   fmt::format("Can't {} {}: {}.", what, path, ErrnoText(error)));
 }
 
 sockaddr_un UnixAddress(const std::string& path) {
@@ -52,39 +59,37 @@ sockaddr_un UnixAddress(const std::string& path) {
 absl::Status SecureDirectory(const std::string& directory) {
   if (mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) {
     return MakeError(Reason::kAddressUnsafe,
-                     fmt::format("can't make the directory {} for the socket: {}; make it, or name "
-                                 "a socket in another one: mkdir -m 700 DIR, "
-                                 "--listen unix:DIR/agent.sock",
-                                 directory, ErrnoText(errno)));
+                     fmt::format("Can't make the directory {} for the socket: {}. Make it, or name "
+                                 "a socket in another one: {}.",
+                                 directory, ErrnoText(errno), kOwnDirectory));
   }
   const int descriptor = open(directory.c_str(), O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
   if (descriptor < 0) {
     if (errno == ENOTDIR || errno == ELOOP) {
       return MakeError(Reason::kAddressUnsafe,
-                       fmt::format("{} is no directory; name a socket in one that only you can "
-                                   "open: mkdir -m 700 DIR, --listen unix:DIR/agent.sock",
-                                   directory));
+                       fmt::format("{} is no directory. Name a socket in one that only you can "
+                                   "open: {}.",
+                                   directory, kOwnDirectory));
     }
-    return SystemError("can't open the directory", directory, errno);
+    return SystemError("open the directory", directory, errno);
   }
   const absl::Cleanup closed = [descriptor] { close(descriptor); };
   struct stat status = {};
   if (fstat(descriptor, &status) != 0) {
-    return SystemError("can't look at the directory", directory, errno);
+    return SystemError("look at the directory", directory, errno);
   }
   if (status.st_uid != geteuid()) {
     return MakeError(Reason::kAddressUnsafe,
-                     fmt::format("the directory {} belongs to uid {}, not to uid {}; name a socket "
-                                 "in a directory of your own: mkdir -m 700 DIR, "
-                                 "--listen unix:DIR/agent.sock",
-                                 directory, status.st_uid, geteuid()));
+                     fmt::format("The directory {} belongs to uid {}, not to uid {}. Name a socket "
+                                 "in one of your own: {}.",
+                                 directory, status.st_uid, geteuid(), kOwnDirectory));
   }
   if ((status.st_mode & 077) != 0) {
-    return MakeError(Reason::kAddressUnsafe,
-                     fmt::format("the directory {} can be opened by others (mode {:04o}); "
-                                 "chmod 700 it, or name a socket in another one: mkdir -m 700 DIR, "
-                                 "--listen unix:DIR/agent.sock",
-                                 directory, status.st_mode & 07777));
+    return MakeError(
+        Reason::kAddressUnsafe,
+        fmt::format("The directory {} can be opened by others (mode {:04o}). chmod 700 "
+                    "it, or name a socket in another one: {}.",
+                    directory, status.st_mode & 07777, kOwnDirectory));
   }
   return absl::OkStatus();
 }
@@ -107,22 +112,23 @@ bool IsServed(const sockaddr_un& address) {
          errno == EAGAIN;
 }
 
-bool OutOfDescriptors(int error) {
-  return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
+// To a client that is refused: it is not waited for. False: not all of it.
+bool Write(int socket, std::string_view bytes) {
+  if (bytes.empty()) return true;
+  return send(socket, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT) ==
+         static_cast<ssize_t>(bytes.size());
 }
 
-// What a client of HTTP/2 is told before its connection is closed: empty SETTINGS, then GOAWAY with
-// ENHANCE_YOUR_CALM, which gRPC's clients report as UNAVAILABLE with this text.
-void SayGoodbye(int socket, std::string_view why) {
-  constexpr unsigned char kSettings = 4, kGoAway = 7, kEnhanceYourCalm = 11;
-  std::string frames = {0, 0, 0, kSettings, 0, 0, 0, 0, 0};
-  const size_t size = 8 + why.size();
-  frames += {static_cast<char>(size >> 16), static_cast<char>(size >> 8), static_cast<char>(size)};
-  frames += {kGoAway, 0, 0, 0, 0, 0};
-  frames += {0, 0, 0, 0};  // no stream was taken
-  frames += {0, 0, 0, kEnhanceYourCalm};
-  frames += why;
-  (void)send(socket, frames.data(), frames.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+// For poll, rounded up.
+int TimeoutMs(std::chrono::steady_clock::time_point until) {
+  if (until == std::chrono::steady_clock::time_point::max()) return -1;
+  const auto left =
+      std::chrono::ceil<std::chrono::milliseconds>(until - std::chrono::steady_clock::now());
+  return static_cast<int>(std::clamp<int64_t>(left.count(), 0, INT_MAX));
+}
+
+bool OutOfDescriptors(int error) {
+  return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
 }
 
 }  // namespace
@@ -132,9 +138,9 @@ absl::StatusOr<std::string> SocketPath(std::string_view address) {
   if (!address.starts_with(kScheme)) {
     return MakeError(
         Reason::kInvalidArgument,
-        fmt::format("can't listen on \"{}\": an agent serves Unix sockets only, which its own user "
-                    "alone can open; give unix:PATH, and reach it from elsewhere through "
-                    "ssh -L PATH:PATH HOST",
+        fmt::format("Can't listen on \"{}\": an agent serves Unix sockets only, which its own user "
+                    "alone can open. Give unix:PATH, and reach it from elsewhere through "
+                    "ssh -L PATH:PATH HOST.",
                     address));
   }
   std::string_view path = address.substr(kScheme.size());
@@ -142,26 +148,26 @@ absl::StatusOr<std::string> SocketPath(std::string_view address) {
   if (path.starts_with("///")) path.remove_prefix(2);
   if (path.empty() || path.ends_with('/')) {
     return MakeError(Reason::kInvalidArgument,
-                     fmt::format("\"{}\" names no socket; give unix:PATH, as in "
-                                 "unix:/run/deka/agent.sock",
+                     fmt::format("\"{}\" names no socket. Give unix:PATH, as in "
+                                 "unix:/run/deka/agent.sock.",
                                  address));
   }
   if (path.starts_with('@') || path.find('\0') != std::string_view::npos) {
     return MakeError(Reason::kInvalidArgument,
-                     fmt::format("can't listen on \"{}\": an abstract socket has no owner and no "
-                                 "mode; give the path of a file",
+                     fmt::format("Can't listen on \"{}\": an abstract socket has no owner and no "
+                                 "mode. Give the path of a file.",
                                  address));
   }
   std::error_code error;
   const std::string absolute = std::filesystem::absolute(path, error).lexically_normal().string();
   if (error) {
     return MakeError(Reason::kInvalidArgument,
-                     fmt::format("can't tell where \"{}\" is: {}", address, error.message()));
+                     fmt::format("Can't tell where \"{}\" is: {}.", address, error.message()));
   }
   if (absolute.size() > kSocketPathBytesMax) {
     return MakeError(Reason::kInvalidArgument,
-                     fmt::format("{} has {} bytes, and a Unix socket's path at most {}; name a "
-                                 "shorter one",
+                     fmt::format("{} has {} bytes, and a Unix socket's path at most {}. Name a "
+                                 "shorter one.",
                                  absolute, absolute.size(), kSocketPathBytesMax),
                      {{"limit", std::to_string(kSocketPathBytesMax)}});
   }
@@ -175,7 +181,7 @@ absl::StatusOr<std::unique_ptr<Listener>> Listener::Open(Options options) {
     if (!path.ok()) return path.status();
     if (std::count(listener->paths_.begin(), listener->paths_.end(), *path) > 0) {
       return MakeError(Reason::kInvalidArgument,
-                       fmt::format("{} is named twice; name each socket once", *path));
+                       fmt::format("{} is named twice. Name each socket once.", *path));
     }
     listener->paths_.push_back(*std::move(path));
   }
@@ -183,7 +189,7 @@ absl::StatusOr<std::unique_ptr<Listener>> Listener::Open(Options options) {
     if (absl::Status status = listener->OpenPlace(path); !status.ok()) return status;
   }
   listener->stop_event_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (listener->stop_event_ < 0) return SystemError("can't make", "an eventfd", errno);
+  if (listener->stop_event_ < 0) return SystemError("make", "an eventfd", errno);
   return listener;
 }
 
@@ -200,18 +206,18 @@ absl::Status Listener::OpenPlace(const std::string& path) {
   place.path = path;
   const std::string lock = path + ".lock";
   place.lock = open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-  if (place.lock < 0) return SystemError("can't open", lock, errno);
+  if (place.lock < 0) return SystemError("open", lock, errno);
   if (flock(place.lock, LOCK_EX | LOCK_NB) != 0) {
-    if (errno != EWOULDBLOCK) return SystemError("can't lock", lock, errno);
+    if (errno != EWOULDBLOCK) return SystemError("lock", lock, errno);
     return MakeError(Reason::kAddressInUse,
-                     fmt::format("another agent{} serves {}; stop that one, or name another socket "
-                                 "with --listen",
+                     fmt::format("Another agent{} serves {}. Stop that one, or name another socket "
+                                 "with --listen.",
                                  HolderOf(place.lock), path));
   }
   const std::string pid = fmt::format("{}\n", getpid());
   if (ftruncate(place.lock, 0) != 0 ||
       pwrite(place.lock, pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size())) {
-    return SystemError("can't write", lock, errno);
+    return SystemError("write", lock, errno);
   }
 
   const sockaddr_un address = UnixAddress(path);
@@ -219,28 +225,29 @@ absl::Status Listener::OpenPlace(const std::string& path) {
   if (lstat(path.c_str(), &status) == 0) {
     if (!S_ISSOCK(status.st_mode)) {
       return MakeError(Reason::kAddressInUse,
-                       fmt::format("{} is there and is no socket; remove it, or name another one "
-                                   "with --listen",
+                       fmt::format("{} is there and is no socket. Remove it, or name another one "
+                                   "with --listen.",
                                    path));
     }
     if (IsServed(address)) {
-      return MakeError(Reason::kAddressInUse,
-                       fmt::format("another program serves {}; stop it, or name another socket "
-                                   "with --listen",
-                                   path));
+      return MakeError(
+          Reason::kAddressInUse,
+          fmt::format("Another program serves {}. Stop it, or name another socket with "
+                      "--listen.",
+                      path));
     }
-    if (unlink(path.c_str()) != 0) return SystemError("can't remove the stale", path, errno);
+    if (unlink(path.c_str()) != 0) return SystemError("remove the stale", path, errno);
   }
 
   place.socket = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  if (place.socket < 0) return SystemError("can't make", "a socket", errno);
+  if (place.socket < 0) return SystemError("make", "a socket", errno);
   // The file gets the socket's mode: it is never open to others, not for a moment.
   if (fchmod(place.socket, 0600) != 0 ||
       bind(place.socket, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0 ||
       listen(place.socket, kBacklog) != 0) {
-    return SystemError("can't listen on", path, errno);
+    return SystemError("listen on", path, errno);
   }
-  if (lstat(path.c_str(), &status) != 0) return SystemError("can't look at", path, errno);
+  if (lstat(path.c_str(), &status) != 0) return SystemError("look at", path, errno);
   place.device = status.st_dev;
   place.inode = status.st_ino;
   return absl::OkStatus();
@@ -266,31 +273,48 @@ void Listener::Stop() {
     if (place.lock >= 0) close(place.lock);
   }
   places_.clear();
+  for (const Refused& refused : refused_) close(refused.socket);
+  refused_.clear();
 }
 
 void Listener::Run() {
   pthread_setname_np(pthread_self(), "deka-listener");
+  std::optional<Clock::time_point> paused_until;
   std::vector<pollfd> waiting;
-  waiting.push_back({stop_event_, POLLIN, 0});
-  for (const Place& place : places_) waiting.push_back({place.socket, POLLIN, 0});
-
-  bool paused = false;
   for (;;) {
-    // While it pauses it waits for the end only.
-    const nfds_t count = paused ? 1 : waiting.size();
-    const int timeout = paused ? static_cast<int>(options_.pause_ms.count()) : -1;
-    if (poll(waiting.data(), count, timeout) < 0) continue;  // EINTR
+    // poll takes no notice of a negative descriptor.
+    waiting.assign(1, {stop_event_, POLLIN, 0});
+    for (const Place& place : places_) {
+      waiting.push_back({paused_until ? -1 : place.socket, POLLIN, 0});
+    }
+    for (const Refused& refused : refused_) waiting.push_back({refused.socket, POLLIN, 0});
+    auto until = Clock::time_point::max();
+    if (paused_until) until = *paused_until;
+    if (!refused_.empty()) until = std::min(until, refused_.front().until);
+    if (poll(waiting.data(), waiting.size(), TimeoutMs(until)) < 0) continue;  // EINTR
     if (waiting[0].revents != 0) return;
 
-    const bool was_paused = std::exchange(paused, false);
-    for (size_t i = 1; i < waiting.size() && !paused; ++i) {
-      if (was_paused || waiting[i].revents != 0) paused = !Accept(waiting[i].fd);
+    auto ready = waiting.begin() + 1 + static_cast<ptrdiff_t>(places_.size());
+    for (auto refused = refused_.begin(); refused != refused_.end(); ++ready) {
+      const bool over = ready->revents != 0 && !Answer(*refused);
+      refused = over ? refused_.erase(refused) : std::next(refused);
     }
-    if (paused && !was_paused) {
+    const Clock::time_point now = Clock::now();
+    while (!refused_.empty() && refused_.front().until <= now) EndOldestRefusal();
+
+    if (paused_until && now < *paused_until) continue;
+    const bool was_paused = std::exchange(paused_until, std::nullopt).has_value();
+    bool descriptors_left = true;
+    for (size_t i = 0; i < places_.size() && descriptors_left; ++i) {
+      if (was_paused || waiting[1 + i].revents != 0) descriptors_left = Accept(places_[i].socket);
+    }
+    if (descriptors_left) continue;
+    paused_until = Clock::now() + options_.pause_ms;
+    if (!was_paused) {
       ++counts_.pauses;
       spdlog::warn(
-          "no descriptor is left: clients that connect wait; raise `ulimit -n`, or lower "
-          "connections_max or children_max");
+          "No descriptor is left, so clients that connect wait. Raise the limit (ulimit -n), or "
+          "lower connections_max or children_max.");
     }
   }
 }
@@ -315,23 +339,55 @@ void Listener::Take(int socket) {
   socklen_t size = sizeof(peer);
   if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 || peer.uid != options_.user) {
     ++counts_.refused_user;
-    spdlog::warn("refused a connection of uid {} (pid {}): only uid {} may connect", peer.uid,
+    spdlog::warn("A connection of uid {} (pid {}) was refused: only uid {} may connect.", peer.uid,
                  peer.pid, options_.user);
-    close(socket);
-    return;
+    return Refuse(socket, absl::PermissionDeniedError(fmt::format(
+                              "This agent serves uid {} only, and you are uid {}. Connect as its "
+                              "user.",
+                              options_.user, peer.uid)));
   }
   if (!HasRoom()) {
     ++counts_.refused_limit;
-    SayGoodbye(socket, fmt::format("CONNECTIONS_LIMIT: the agent has {} connections, its limit; "
-                                   "close one, or raise connections_max",
-                                   connections_.size()));
-    close(socket);
-    return;
+    return Refuse(socket,
+                  MakeError(Reason::kConnectionsLimit,
+                            fmt::format("The agent has as many connections as it may have: {} "
+                                        "(connections_max). Close one, or raise the limit.",
+                                        options_.connections_max),
+                            {{"limit", fmt::format("{}", options_.connections_max)}}));
   }
   struct stat status = {};
   if (fstat(socket, &status) == 0) connections_.push_back({socket, status.st_dev, status.st_ino});
   ++counts_.accepted;
   take_(socket);
+}
+
+void Listener::Refuse(int socket, const absl::Status& why) {
+  if (refused_.size() >= options_.refusals_max) EndOldestRefusal();
+  Write(socket, Refusal::Begin());
+  refused_.push_back({socket, Refusal(why), Clock::now() + options_.refusal_ms_max});
+}
+
+bool Listener::Answer(Refused& refused) {
+  char buffer[16 << 10];
+  const ssize_t count = recv(refused.socket, buffer, sizeof(buffer), MSG_DONTWAIT);
+  if (count < 0 && (errno == EAGAIN || errno == EINTR)) return true;
+  if (count > 0) {
+    // What comes after the end is read all the same: a client that can't write does not look at
+    // what it has been told.
+    const bool wrote = Write(
+        refused.socket, refused.refusal.Take(std::string_view(buffer, static_cast<size_t>(count))));
+    if (refused.refusal.ended()) shutdown(refused.socket, SHUT_WR);
+    if (wrote) return true;
+  }
+  close(refused.socket);
+  return false;
+}
+
+void Listener::EndOldestRefusal() {
+  Refused& oldest = refused_.front();
+  Write(oldest.socket, oldest.refusal.End());
+  close(oldest.socket);
+  refused_.pop_front();
 }
 
 bool Listener::HasRoom() {

@@ -2,12 +2,14 @@
 //
 //   unix:PATH -> directory 0700 -> flock on PATH.lock -> stale socket removed -> bind, listen
 //   accept4 -> same user (SO_PEERCRED) -> below connections_max -> the server, which owns it
+//     else  -> Refusal: its first calls are answered with why, then it is closed
 //
 // The lock decides who serves: a program that ended without a word leaves a socket file behind,
 // but no lock. Lock files stay where they are.
 //
-// When no descriptor is left, accepting pauses: clients wait in the backlog meanwhile. A connection
-// beyond the limit is told so (GOAWAY) and closed.
+// When no descriptor is left, accepting pauses: clients wait in the backlog meanwhile. The client
+// of a connection that is refused has refusal_ms_max to hear why; refusals_max of them are heard at
+// once, a further one takes the place of the oldest. None of them delays the listener.
 //
 // Thread: any, one at a time. Connections are given out on a thread of the listener's own.
 #ifndef SERVER_LISTENER_H_
@@ -19,6 +21,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -28,6 +31,7 @@
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "server/refusal.h"
 
 namespace deka::server {
 
@@ -44,6 +48,8 @@ class Listener {
     std::vector<std::string> addresses;  // `unix:PATH` each; at least one
     size_t connections_max = 1024;       // at once
     uid_t user = 0;                      // whose connections are taken
+    size_t refusals_max = 64;            // at once, beside those; at least 1
+    std::chrono::milliseconds refusal_ms_max{1000};
     // How long accepting pauses when no descriptor is left.
     std::chrono::milliseconds pause_ms{100};
   };
@@ -91,6 +97,15 @@ class Listener {
     ino_t inode = 0;
   };
 
+  using Clock = std::chrono::steady_clock;
+
+  // A connection that is refused.
+  struct Refused {
+    int socket;
+    Refusal refusal;
+    Clock::time_point until;
+  };
+
   // A connection that was given away. gRPC does not tell when it ends, but keeps its descriptor
   // until then: it has ended when the number stands for nothing, or for another socket.
   struct Connection {
@@ -106,6 +121,10 @@ class Listener {
   // Takes what waits at a socket. False: no descriptor is left.
   bool Accept(int listening);
   void Take(int socket);
+  void Refuse(int socket, const absl::Status& why);
+  // Answers what its client has written. False: it is over.
+  bool Answer(Refused& refused);
+  void EndOldestRefusal();
   bool HasRoom();
   void ForgetEnded();
 
@@ -115,7 +134,9 @@ class Listener {
   absl::AnyInvocable<void(int socket)> take_;
   int stop_event_ = -1;
   std::thread thread_;
-  std::vector<Connection> connections_;  // the listener's thread, while it runs
+  // The listener's thread, while it runs.
+  std::vector<Connection> connections_;
+  std::deque<Refused> refused_;  // the oldest first
   Counts counts_;
 };
 

@@ -96,7 +96,19 @@ class ListenerTest : public ::testing::Test {
     return Listener::Open({.addresses = {"unix:" + path},
                            .connections_max = connections_max,
                            .user = geteuid(),
+                           .refusal_ms_max = std::chrono::milliseconds(50),
                            .pause_ms = std::chrono::milliseconds(1)});
+  }
+
+  // Opens one that refuses everybody, and gives them time.
+  std::unique_ptr<Listener> RefuseAll(size_t refusals_max) const {
+    auto listener = Listener::Open({.addresses = {"unix:" + path_},
+                                    .connections_max = 0,
+                                    .user = geteuid(),
+                                    .refusals_max = refusals_max,
+                                    .refusal_ms_max = std::chrono::milliseconds(10 * kLimitMs)});
+    EXPECT_TRUE(listener.ok()) << listener.status();
+    return listener.ok() ? *std::move(listener) : nullptr;
   }
 
   // Opens one that must open.
@@ -145,7 +157,7 @@ TEST(SocketPath, RefusesEverythingElseAndSaysWhatToDo) {
                               "vsock:1:2", "UNIX:/a", "unix-abstract:a"}) {
     const auto path = SocketPath(address);
     EXPECT_EQ(ipc::ReasonOf(path.status()), Reason::kInvalidArgument) << address;
-    EXPECT_NE(TextOf(path.status()).find("give unix:PATH"), std::string::npos) << path.status();
+    EXPECT_NE(TextOf(path.status()).find("Give unix:PATH"), std::string::npos) << path.status();
   }
   EXPECT_NE(TextOf(SocketPath("unix:@a").status()).find("abstract"), std::string::npos);
   EXPECT_NE(TextOf(SocketPath("unix:").status()).find("names no socket"), std::string::npos);
@@ -260,14 +272,16 @@ TEST_F(ListenerTest, RefusesADirectoryThatIsALinkOrAFileOrCannotBeMade) {
   }
 }
 
-TEST_F(ListenerTest, RefusesOtherUsers) {
-  auto listener =
-      Listener::Open({.addresses = {"unix:" + path_}, .user = static_cast<uid_t>(geteuid() + 1)});
+TEST_F(ListenerTest, RefusesOtherUsersAndSaysSo) {
+  auto listener = Listener::Open({.addresses = {"unix:" + path_},
+                                  .user = static_cast<uid_t>(geteuid() + 1),
+                                  .refusal_ms_max = std::chrono::milliseconds(50)});
   ASSERT_TRUE(listener.ok()) << listener.status();
   Start(**listener);
   const Socket client = Socket::Unix();
   ASSERT_TRUE(client.Connect(path_));
-  EXPECT_EQ(client.ReadAll(), "");
+  EXPECT_NE(client.ReadAll().find("serves uid " + std::to_string(geteuid() + 1) + " only"),
+            std::string::npos);
   EXPECT_EQ((*listener)->counts().refused_user, 1u);
   EXPECT_EQ((*listener)->counts().accepted, 0u);
 }
@@ -280,10 +294,10 @@ TEST_F(ListenerTest, TellsAConnectionBeyondTheLimit) {
   ASSERT_TRUE(first.Connect(path_));
   ASSERT_TRUE(second.Connect(path_));
   ASSERT_TRUE(WaitForTaken(2));
+  // It says nothing, and is told all the same when its time is over.
   const Socket third = Socket::Unix();
   ASSERT_TRUE(third.Connect(path_));
-  EXPECT_NE(third.ReadAll().find("CONNECTIONS_LIMIT: the agent has 2 connections"),
-            std::string::npos);
+  EXPECT_NE(third.ReadAll().find("as many connections as it may have: 2 "), std::string::npos);
   EXPECT_EQ(listener->counts().refused_limit, 1u);
 
   // When one has ended there is room again.
@@ -294,6 +308,44 @@ TEST_F(ListenerTest, TellsAConnectionBeyondTheLimit) {
   const Socket fourth = Socket::Unix();
   ASSERT_TRUE(fourth.Connect(path_));
   ASSERT_TRUE(WaitForTaken(3));
+}
+
+TEST_F(ListenerTest, ReadsOnWhenAClientIsRefused) {
+  const auto listener = RefuseAll(1);
+  Start(*listener);
+  const Socket client = Socket::Unix();
+  ASSERT_TRUE(client.Connect(path_));
+  // More than its socket holds.
+  const std::string request = "GET / HTTP/1.1\r\n" + std::string(1 << 20, 'x');
+  ASSERT_EQ(send(client.get(), request.data(), request.size(), MSG_NOSIGNAL),
+            static_cast<ssize_t>(request.size()));
+  EXPECT_NE(client.ReadAll().find("as many connections as it may have: 0 "), std::string::npos);
+  // It still listens, until the client has closed its end too.
+  EXPECT_EQ(send(client.get(), "x", 1, MSG_NOSIGNAL), 1);
+}
+
+TEST_F(ListenerTest, ListensToARefusedClientForALimitedTime) {
+  const auto listener = Listen(0);
+  Start(*listener);
+  const Socket client = Socket::Unix();
+  ASSERT_TRUE(client.Connect(path_));
+  ASSERT_EQ(send(client.get(), "GET", 3, MSG_NOSIGNAL), 3);
+  pollfd wait = {client.get(), 0, 0};
+  EXPECT_EQ(poll(&wait, 1, kLimitMs), 1);
+  EXPECT_NE(wait.revents & POLLHUP, 0);
+}
+
+TEST_F(ListenerTest, ListensToALimitedNumberOfRefusedClients) {
+  const auto listener = RefuseAll(2);
+  Start(*listener);
+  const Socket first = Socket::Unix(), second = Socket::Unix(), third = Socket::Unix();
+  for (const Socket* client : {&first, &second, &third}) ASSERT_TRUE(client->Connect(path_));
+  // The oldest has made room.
+  EXPECT_NE(first.ReadAll().find("as many connections as it may have: 0 "), std::string::npos);
+  for (const Socket* client : {&second, &third}) {
+    ASSERT_EQ(send(client->get(), "GET", 3, MSG_NOSIGNAL), 3);
+    EXPECT_NE(client->ReadAll().find("as many connections as it may have: 0 "), std::string::npos);
+  }
 }
 
 TEST_F(ListenerTest, GoesOnWhenThereAreDescriptorsAgain) {

@@ -72,7 +72,7 @@ class Server::Impl {
     server_ = builder.BuildAndStart();
     if (server_ == nullptr) {
       queue->Shutdown();
-      return ipc::MakeError(ipc::Reason::kInternal, "gRPC could not start; its log says why");
+      return ipc::MakeError(ipc::Reason::kInternal, "gRPC could not start. Its log says why.");
     }
 
     calls_.emplace(std::move(queue),

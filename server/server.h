@@ -30,7 +30,8 @@ class Server {
  public:
   struct Options {
     std::vector<std::string> listen = {};  // `unix:PATH` each; empty: ipc::DefaultAddress()
-    size_t connections_max = 1024;         // at once; one more is told so and closed
+    // At once; the calls of one more are answered with kConnectionsLimit, then it is closed.
+    size_t connections_max = 1024;
     std::chrono::milliseconds write_stalled_ms_max{10'000};  // to one observer, then its call ends
   };
 

@@ -884,14 +884,52 @@ TEST_F(ServerTest, TellsWhatItServes) {
 
 TEST_F(ServerTest, RefusesOneConnectionTooManyAndSaysSo) {
   Start({}, {.connections_max = 1});
-  Fork(kEcho);
+  const auto child = Fork(kEcho);
   const auto other = Connect();
   Context context;
   v1::ListChildrenRequest request;
   request.set_parent("agents/-");
   v1::ListChildrenResponse response;
   const grpc::Status status = other->ListChildren(&context, request, &response);
-  EXPECT_EQ(status.error_code(), StatusCode::UNAVAILABLE);
+  ExpectError(status, StatusCode::RESOURCE_EXHAUSTED, "CONNECTIONS_LIMIT");
+  EXPECT_EQ(status.error_message(),
+            "The agent has as many connections as it may have: 1 (connections_max). Close one, or "
+            "raise the limit.");
+  EXPECT_EQ(MetadataOf(status, "limit"), "1");
+  // The others of its calls too, each once, and those of other kinds.
+  ExpectError(Observer(*other, ObserveAfter(child)).Finish(), StatusCode::RESOURCE_EXHAUSTED,
+              "CONNECTIONS_LIMIT");
+  ExpectError(Attachment(*other, child.child().name()).Finish(), StatusCode::RESOURCE_EXHAUSTED,
+              "CONNECTIONS_LIMIT");
+
+  // It gets a place that has become free.
+  stub_.reset();
+  const auto end = std::chrono::steady_clock::now() + kLimit;
+  grpc::Status again;
+  do {
+    Context retry;
+    again = other->ListChildren(&retry, request, &response);
+  } while (!again.ok() && std::chrono::steady_clock::now() < end);
+  EXPECT_TRUE(again.ok()) << again.error_message();
+}
+
+TEST_F(ServerTest, AnswersEveryCallOfAConnectionThatIsRefused) {
+  Start({}, {.connections_max = 1});
+  Fork(kEcho);
+  const auto other = Connect();
+  std::vector<std::future<grpc::Status>> calls;
+  for (int i = 0; i < 20; ++i) {
+    calls.push_back(std::async(std::launch::async, [&] {
+      Context context;
+      v1::ListChildrenRequest request;
+      request.set_parent("agents/-");
+      v1::ListChildrenResponse response;
+      return other->ListChildren(&context, request, &response);
+    }));
+  }
+  for (auto& call : calls) {
+    ExpectError(call.get(), StatusCode::RESOURCE_EXHAUSTED, "CONNECTIONS_LIMIT");
+  }
 }
 
 TEST_F(ServerTest, RefusesASecondServerOfTheSameSocket) {
