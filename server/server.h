@@ -32,6 +32,9 @@ class Server {
     std::vector<std::string> listen = {};  // `unix:PATH` each; empty: ipc::DefaultAddress()
     // At once; the calls of one more are answered with kConnectionsLimit, then it is closed.
     size_t connections_max = 1024;
+    // For a client to begin HTTP/2 (its SETTINGS), then its connection is closed: who connects and
+    // says nothing takes nobody's place for longer.
+    std::chrono::milliseconds handshake_ms_max{5'000};
     std::chrono::milliseconds write_stalled_ms_max{10'000};  // to one observer, then its call ends
   };
 

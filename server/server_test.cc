@@ -6,16 +6,21 @@
 #include <grpcpp/security/credentials.h>
 #include <grpcpp/support/sync_stream.h>
 #include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <csignal>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <functional>
 #include <future>
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -882,6 +887,30 @@ TEST_F(ServerTest, TellsWhatItServes) {
 
 // --- Connections, and the end. ---
 
+// A client that connects, says this, and nothing else.
+class Silent {
+ public:
+  Silent(const std::string& path, std::string_view said)
+      : socket_(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    sockaddr_un address = {};
+    address.sun_family = AF_UNIX;
+    memcpy(address.sun_path, path.data(), path.size());
+    EXPECT_EQ(connect(socket_, reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+    EXPECT_EQ(write(socket_, said.data(), said.size()), static_cast<ssize_t>(said.size()));
+  }
+  Silent(const Silent&) = delete;
+  ~Silent() { close(socket_); }
+
+  bool WaitUntilClosed() const {
+    pollfd wait = {socket_, 0, 0};
+    return poll(&wait, 1, static_cast<int>(milliseconds(kLimit).count())) == 1 &&
+           (wait.revents & POLLHUP) != 0;
+  }
+
+ private:
+  const int socket_;
+};
+
 TEST_F(ServerTest, RefusesOneConnectionTooManyAndSaysSo) {
   Start({}, {.connections_max = 1});
   const auto child = Fork(kEcho);
@@ -930,6 +959,31 @@ TEST_F(ServerTest, AnswersEveryCallOfAConnectionThatIsRefused) {
   for (auto& call : calls) {
     ExpectError(call.get(), StatusCode::RESOURCE_EXHAUSTED, "CONNECTIONS_LIMIT");
   }
+}
+
+TEST_F(ServerTest, ClosesConnectionsThatSayNothing) {
+  Start({}, {.connections_max = 3, .handshake_ms_max = milliseconds(200)});
+  const auto child = Fork(kEcho);
+  Observer observer(*stub_, ObserveAfter(child));
+  const Silent silent(path_, "");
+  const Silent almost(path_, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+  // Their places are for those who talk.
+  const auto other = Connect();
+  const auto end = std::chrono::steady_clock::now() + kLimit;
+  grpc::Status status;
+  do {
+    Context context;
+    v1::ListChildrenRequest request;
+    request.set_parent("agents/-");
+    v1::ListChildrenResponse response;
+    status = other->ListChildren(&context, request, &response);
+  } while (!status.ok() && std::chrono::steady_clock::now() < end);
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_TRUE(silent.WaitUntilClosed());
+  EXPECT_TRUE(almost.WaitUntilClosed());
+  // Who has talked may be as quiet as it likes.
+  ASSERT_TRUE(Send(child.child().name(), "1").ok());
+  EXPECT_TRUE(observer.ReadUntil([&] { return observer.Has(v1::Event::kFromChild); }));
 }
 
 TEST_F(ServerTest, RefusesASecondServerOfTheSameSocket) {
