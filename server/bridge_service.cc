@@ -7,6 +7,7 @@
 #include <optional>
 #include <utility>
 
+#include "agent/names.h"
 #include "deka/bridge/v1/bridge_service.pb.h"
 #include "ipc/error.h"
 #include "server/answers.h"
@@ -20,12 +21,6 @@ using ipc::MakeError;
 using ipc::Reason;
 
 namespace {
-
-constexpr size_t kClientBytesMax = 63;
-
-absl::Status Stopping() {
-  return MakeError(Reason::kAgentStopping, "the agent is stopping; connect to the next one");
-}
 
 // When to answer a caller that waits until its deadline: early enough that it hears the answer
 // instead of giving up without one. gRPC rounds what it says of a deadline up by one in a hundred.
@@ -49,6 +44,13 @@ template <typename Message>
 std::string ClientOf(const Message& request) {
   if constexpr (requires { request.client(); }) return request.client();
   return "";
+}
+
+// Ends a call with what the agent has answered. To be awaited.
+template <typename Response>
+auto Answer(Call& call, const absl::StatusOr<Response>& reply) {
+  if (!reply.ok()) return call.Finish(reply.status());
+  return call.Answer(Serialize(*reply));
 }
 
 }  // namespace
@@ -93,81 +95,55 @@ BridgeService::BridgeService(agent::Agent& agent, std::string principal)
   });
 }
 
-absl::StatusOr<agent::Caller> BridgeService::CallerOf(const std::string& client) const {
-  if (client.size() > kClientBytesMax) {
-    return MakeError(Reason::kInvalidArgument,
-                     fmt::format("client: {} bytes, at most {} are taken; say less of yourself",
-                                 client.size(), kClientBytesMax),
-                     {{"field", "client"}, {"limit", std::to_string(kClientBytesMax)}});
-  }
-  return agent::Caller{principal_, client};
-}
-
 template <typename Request, typename Response, typename Ask>
 Task BridgeService::AskAgent(Call& call, Ask ask) {
   Request request;
-  absl::Status refused = co_await call.Receive(request);
-  agent::Caller caller;
-  if (refused.ok()) {
-    absl::StatusOr<agent::Caller> known = CallerOf(ClientOf(request));
-    refused = known.status();
-    if (known.ok()) caller = *std::move(known);
-  }
-  if (!refused.ok()) {
-    co_await call.Finish(refused);
+  const absl::Status received = co_await call.Receive(request);
+  if (!received.ok()) {
+    co_await call.Finish(received);
     co_return;
   }
 
+  agent::Caller caller{principal_, ClientOf(request)};
   Reply<Response> reply(call);
   ask(std::move(request), std::move(caller), reply.Callback());
   co_await call.Until([&] { return reply.has_value() || call.cancelled(); });
-  if (call.cancelled()) co_return;
-  if (reply->ok()) {
-    co_await call.Answer(Serialize(**reply));
-  } else {
-    co_await call.Finish(reply->status());
-  }
+  if (!call.cancelled()) co_await Answer(call, *reply);
 }
 
 Task BridgeService::SendMessage(Call& call) {
   v1::SendMessageRequest request;
-  absl::Status refused = co_await call.Receive(request);
-  absl::StatusOr<agent::Caller> caller = CallerOf(request.client());
-  refused.Update(caller.status());
-  if (!refused.ok()) {
-    co_await call.Finish(refused);
+  const absl::Status received = co_await call.Receive(request);
+  if (!received.ok()) {
+    co_await call.Finish(received);
     co_return;
   }
 
+  agent::Caller caller{principal_, request.client()};
   const CallClock::time_point answer_by = AnswerBy(call);
   Reply<v1::SendMessageResponse> reply(call);
   const std::shared_ptr<agent::Cancellation> cancellation =
-      agent_.SendMessage(std::move(request), *std::move(caller), {}, reply.Callback());
+      agent_.SendMessage(std::move(request), std::move(caller), {}, reply.Callback());
   co_await call.Until([&] { return reply.has_value() || call.cancelled(); }, answer_by);
   if (!reply.has_value()) {
     cancellation->Cancel(
         CallClock::now() >= answer_by
             ? MakeError(Reason::kNotSentDeadline,
-                        "the deadline passed before the child took the message; nothing of it was "
-                        "sent: allow more time, or look whether the child reads")
+                        "The deadline passed before the child took the message, and nothing of it "
+                        "was sent. Allow more time, or look whether the child reads.")
             : MakeError(Reason::kNotSentCancelled,
-                        "cancelled before the child took the message; nothing of it was sent"));
+                        "The call was cancelled before the child took the message, and nothing of "
+                        "it was sent."));
     co_await call.Until([&] { return reply.has_value() || call.cancelled(); });
   }
-  if (call.cancelled()) co_return;
-  if (reply->ok()) {
-    co_await call.Answer(Serialize(**reply));
-  } else {
-    co_await call.Finish(reply->status());
-  }
+  if (!call.cancelled()) co_await Answer(call, *reply);
 }
 
 Task BridgeService::Observe(Call& call) {
   v1::ObserveRequest request;
-  absl::Status refused = co_await call.Receive(request);
-  refused.Update(CallerOf(request.client()).status());
-  if (!refused.ok()) {
-    co_await call.Finish(refused);
+  const absl::Status received = co_await call.Receive(request);
+  if (!received.ok()) {
+    co_await call.Finish(received);
     co_return;
   }
 
@@ -232,11 +208,10 @@ Task BridgeService::Attach(Call& call) {
   absl::Status refused = co_await call.Receive(request);
   if (refused.ok() && (!request.has_open() || request.number() != 0)) {
     refused = MakeError(Reason::kInvalidArgument,
-                        "the first message of Attach is `open`, without a number; then come the "
-                        "requests, numbered from 1");
+                        "The first message of an Attach must be `open`, without a number. Then "
+                        "come the requests, numbered from 1.");
   }
-  absl::StatusOr<agent::Caller> caller = CallerOf(request.open().client());
-  refused.Update(caller.status());
+  refused.Update(agent::ValidateClient(request.open().client()));
   if (!refused.ok()) {
     co_await call.Finish(refused);
     co_return;
@@ -256,7 +231,7 @@ Task BridgeService::Attach(Call& call) {
   }
   auto attachment = std::make_shared<Attachment>();
   attachment->child = (*child)->child().name();
-  attachment->caller = *std::move(caller);
+  attachment->caller = {principal_, open.client()};
   attachment->stop_on_failure = open.stop_on_failure();
 
   // It is observed before anything is sent to it, so no answer slips between.
@@ -342,7 +317,7 @@ Task BridgeService::Attach(Call& call) {
     }
     if (complete()) {
       if (feed) end = feed->status();
-      if (end.ok() && !attachment->half_closed) end = Stopping();
+      if (end.ok() && !attachment->half_closed) end = StoppingError();
       break;
     }
   }
@@ -351,8 +326,8 @@ Task BridgeService::Attach(Call& call) {
   feed.reset();
   for (const auto& [number, send] : attachment->sends) {
     send->Cancel(MakeError(Reason::kNotSentCancelled,
-                           "its Attach ended before the child took the message; nothing of it was "
-                           "sent"));
+                           "The Attach ended before the child took the message, and nothing of it "
+                           "was sent."));
   }
   if (!call.cancelled()) co_await call.Finish(end);
 }
@@ -369,15 +344,16 @@ Task BridgeService::ReadRequests(Call& call, std::shared_ptr<Attachment> attachm
     if (a.violation.ok() && request.number() != a.answers.next_number()) {
       a.violation = MakeError(
           Reason::kInvalidArgument,
-          fmt::format("number: {} after {}; requests are numbered 1, 2, 3... in the order they are "
-                      "written",
-                      request.number(), a.answers.next_number() - 1),
+          fmt::format(
+              "`number` is {} after {}. Number the requests 1, 2, 3... in the order in which "
+              "they are written.",
+              request.number(), a.answers.next_number() - 1),
           {{"field", "number"}});
     }
     if (a.violation.ok() && (request.has_open() || request.request_case() == 0)) {
       a.violation = MakeError(Reason::kInvalidArgument,
-                              fmt::format("request {} is no send, disconnect or signal: an Attach "
-                                          "is opened once",
+                              fmt::format("Request {} is no send, disconnect or signal. Nothing "
+                                          "else may follow `open`.",
                                           request.number()),
                               {{"field", "request"}});
     }

@@ -12,7 +12,6 @@
 #include <string>
 #include <string_view>
 
-#include "absl/status/statusor.h"
 #include "agent/agent.h"
 #include "server/call.h"
 
@@ -46,9 +45,6 @@ class BridgeService {
   Task Attach(Call& call);
   // The requests of an Attach, as they come.
   Task ReadRequests(Call& call, std::shared_ptr<Attachment> attachment);
-
-  // kInvalidArgument if it says too much of itself.
-  absl::StatusOr<agent::Caller> CallerOf(const std::string& client) const;
 
   agent::Agent& agent_;
   const std::string principal_;

@@ -200,14 +200,16 @@ void Call::End(const absl::Status& status) {
 
 void Call::EndStalled() {
   End(MakeError(Reason::kStalled,
-                fmt::format("STALLED: nothing was read for {} ms; resume with the last cursor",
+                fmt::format("STALLED: The client read nothing for {} ms. Resume with the last "
+                            "cursor.",
                             thread_.options_.write_stalled_ms_max.count())));
 }
 
 absl::Status Call::Received(google::protobuf::Message& request) {
   if (!read_.ok()) {
-    return MakeError(Reason::kInvalidArgument,
-                     fmt::format("no {} was received: the call needs one", request.GetTypeName()));
+    return MakeError(
+        Reason::kInvalidArgument,
+        fmt::format("The call ended without a request. Send one {}.", request.GetTypeName()));
   }
   const absl::Status parsed = Parse(received_, request);
   received_.Clear();
@@ -331,16 +333,23 @@ void CallService::Request(size_t method, grpc::ServerContext& context,
   RequestAsyncBidiStreaming(static_cast<int>(method), &context, &stream, &queue, &queue, tag);
 }
 
+absl::Status StoppingError() {
+  return MakeError(Reason::kAgentStopping,
+                   "The agent is stopping. Connect again when it has been restarted.");
+}
+
 // --- Messages ---
 
 absl::Status Parse(const grpc::ByteBuffer& bytes, google::protobuf::Message& message) {
   grpc::ByteBuffer copy = bytes;  // of the reference
   grpc::ProtoBufferReader reader(&copy);
   if (reader.status().ok() && message.ParseFromZeroCopyStream(&reader)) return absl::OkStatus();
-  return MakeError(Reason::kInvalidArgument,
-                   fmt::format("the {} bytes received are no {}: malformed, or a string in it is "
-                               "not UTF-8; check that the client uses this agent's .proto files",
-                               bytes.Length(), message.GetTypeName()));
+  return MakeError(
+      Reason::kInvalidArgument,
+      fmt::format("The {} bytes received are no {}: they are malformed, or a string in "
+                  "them is not UTF-8. Check that the client uses this agent's .proto "
+                  "files.",
+                  bytes.Length(), message.GetTypeName()));
 }
 
 grpc::ByteBuffer Serialize(const google::protobuf::Message& message) {

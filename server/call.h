@@ -502,6 +502,9 @@ class CallService : public grpc::Service {
   std::vector<MethodEntry*> by_index_;
 };
 
+// What a call ends with that stopping() ends.
+absl::Status StoppingError();
+
 // A message from its bytes: kInvalidArgument if it is none.
 absl::Status Parse(const grpc::ByteBuffer& bytes, google::protobuf::Message& message);
 

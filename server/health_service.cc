@@ -7,11 +7,13 @@
 
 #include "absl/status/status.h"
 #include "google/protobuf/wrappers.pb.h"
-#include "ipc/error.h"
+#include "ipc/log.h"
 
 namespace deka::server {
 
 namespace {
+
+constexpr size_t kShownBytesMax = 200;
 
 grpc::ByteBuffer Response(int status) {
   google::protobuf::Int32Value response;
@@ -37,7 +39,9 @@ Task HealthService::Check(Call& call) {
   google::protobuf::StringValue service;
   absl::Status status = co_await call.Receive(service);
   if (status.ok() && StatusOf(service.value()) == kServiceUnknown) {
-    status = absl::NotFoundError(fmt::format("there is no service {} here", service.value()));
+    status = absl::NotFoundError(
+        fmt::format("No service is called \"{}\" here. Give no name to ask about the whole server.",
+                    ipc::Escaped(service.value(), kShownBytesMax)));
   }
   if (!status.ok()) {
     co_await call.Finish(status);
@@ -63,8 +67,7 @@ Task HealthService::Watch(Call& call) {
     const bool written = co_await call.Write(Response(now));
     if (!written) co_return;
   }
-  co_await call.Finish(ipc::MakeError(ipc::Reason::kAgentStopping,
-                                      "the agent is stopping; connect to the next one"));
+  co_await call.Finish(StoppingError());
 }
 
 }  // namespace deka::server
