@@ -14,6 +14,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <optional>
 #include <system_error>
@@ -29,6 +30,7 @@
 namespace deka::server {
 
 namespace v1 = ::deka::bridge::v1;
+using google::protobuf::Descriptor;
 using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
 using google::protobuf::TextFormat;
@@ -44,6 +46,9 @@ absl::Status ConfigError(const std::string& where, std::string_view what,
                          const ipc::ErrorMetadata& metadata = {}) {
   return MakeError(Reason::kConfigInvalid, fmt::format("{}: {}", where, what), metadata);
 }
+
+// What the parser says, which sometimes has no end.
+std::string Sentence(const std::string& text) { return text + (text.ends_with('.') ? "" : "."); }
 
 std::string Place(const std::string& file, int line, int column) {
   return fmt::format("{}:{}:{}", file, line + 1, column + 1);
@@ -76,8 +81,70 @@ class NoErrors final : public ErrorCollector {
   void AddError(int, int, const std::string&) override {}
 };
 
-// Where something went wrong, and the field that was being read: `limits.child.queue_bytes_max`,
-// empty if none was.
+// The field that a text in protobuf's format has come to: `children[1].env[0].value`.
+class FieldPath {
+ public:
+  void Take(const Tokenizer::Token& token) {
+    Level& level = levels_.back();
+    if (token.text == "{" || token.text == "<") {
+      const FieldDescriptor* field = level.field();
+      levels_.emplace_back(field == nullptr ? nullptr : field->message_type());
+    } else if (token.text == "}" || token.text == ">") {
+      if (levels_.size() > 1) levels_.pop_back();
+      Level& around = levels_.back();
+      around.complete = true;
+      if (!around.in_list) around.name.clear();
+    } else if (token.text == ":") {
+      level.complete = false;
+    } else if (token.text == "[") {
+      level.in_list = !level.name.empty();
+    } else if (token.text == "]") {
+      level.in_list = false;
+      level.complete = true;
+    } else if (token.text == "," && level.in_list) {
+      ++level.count[level.name];
+    } else if (token.type == Tokenizer::TYPE_IDENTIFIER && level.complete && !level.in_list) {
+      level.name = token.text;
+      ++level.count[level.name];
+    } else if (token.text != "-") {
+      level.complete = true;
+    }
+  }
+
+  // Empty if it has come to none.
+  std::string ToString() const {
+    std::string path;
+    for (const Level& level : levels_) {
+      if (level.name.empty()) continue;
+      path += (path.empty() ? "" : ".") + level.name;
+      const FieldDescriptor* field = level.field();
+      if (field != nullptr && field->is_repeated()) {
+        path += fmt::format("[{}]", level.count.at(level.name) - 1);
+      }
+    }
+    return path;
+  }
+
+ private:
+  // The fields of one message.
+  struct Level {
+    explicit Level(const Descriptor* type) : message(type) {}
+
+    const FieldDescriptor* field() const {
+      return message == nullptr ? nullptr : message->FindFieldByName(name);
+    }
+
+    const Descriptor* message;         // null: of a field that is not known
+    std::map<std::string, int> count;  // how often each has come
+    std::string name;                  // of the one that is read
+    bool in_list = false;              // of its values
+    bool complete = true;              // it has its value: an identifier begins another one
+  };
+
+  std::vector<Level> levels_{Level(v1::AgentConfig::descriptor())};
+};
+
+// Where something went wrong, and the field that was being read; empty if none was.
 struct Spot {
   int line;
   int column;
@@ -96,9 +163,7 @@ Spot SpotOf(const FirstError& error, const std::string& text) {
   NoErrors errors;
   Tokenizer tokens(&input, &errors);
   tokens.set_comment_style(Tokenizer::SH_COMMENT_STYLE);
-  std::vector<std::string> around;
-  std::string field;
-  bool complete = true;  // `field` has its value, so an identifier begins another one
+  FieldPath path;
   Spot spot{error.line(), error.column(), ""};
   const auto end = std::pair(error.line(), error.column());
   while (tokens.Next()) {
@@ -106,24 +171,9 @@ Spot SpotOf(const FirstError& error, const std::string& text) {
     const auto place = std::pair(token.line, token.column);
     if (of_token_before ? place >= end : place > end) break;
     if (of_token_before) std::tie(spot.line, spot.column) = place;
-    if (token.text == "{" || token.text == "<") {
-      around.push_back(std::exchange(field, ""));
-      complete = true;
-    } else if (token.text == "}" || token.text == ">") {
-      if (!around.empty()) around.pop_back();
-      field.clear();
-      complete = true;
-    } else if (token.text == ":") {
-      complete = false;
-    } else if (token.type == Tokenizer::TYPE_IDENTIFIER && complete) {
-      field = token.text;
-    } else if (token.text != "-" && token.text != "[") {
-      complete = true;
-    }
+    path.Take(token);
   }
-  for (const std::string& each : around) spot.field += each + ".";
-  spot.field += field;
-  if (spot.field.ends_with('.')) spot.field.pop_back();
+  spot.field = path.ToString();
   return spot;
 }
 
@@ -157,7 +207,7 @@ std::optional<std::string> FindBadText(const Message& message, const std::string
 
 absl::StatusOr<Config> Config::Read(const std::string& path) {
   const auto failed = [&](int error) {
-    return ConfigError(path, fmt::format("can't read it: {}; name a file with --config",
+    return ConfigError(path, fmt::format("Can't read it: {}. Name another file with --config.",
                                          std::generic_category().message(error)));
   };
   // A FIFO without a writer must not hang the start.
@@ -177,8 +227,8 @@ absl::StatusOr<Config> Config::Read(const std::string& path) {
     if (count == 0) break;
     text.append(buffer, static_cast<size_t>(count));
     if (text.size() > kFileBytesMax) {
-      return ConfigError(path, fmt::format("it is longer than {} bytes; a configuration is a "
-                                           "textproto of deka.bridge.v1.AgentConfig",
+      return ConfigError(path, fmt::format("It is longer than {} bytes. A configuration is a "
+                                           "textproto of deka.bridge.v1.AgentConfig.",
                                            kFileBytesMax));
     }
   }
@@ -196,19 +246,19 @@ absl::StatusOr<Config> Config::Parse(const std::string& text, const std::string&
     const Spot spot = SpotOf(error, text);
     const std::string place = Place(file, spot.line, spot.column);
     return ConfigError(spot.field.empty() ? place : fmt::format("{}: {}", place, spot.field),
-                       error.message(), {{"field", spot.field}});
+                       Sentence(error.message()), {{"field", spot.field}});
   }
   if (absl::Status status = config.Check(); !status.ok()) return status;
   return config;
 }
 
 absl::Status Config::Check() {
-  if (const auto field = FindBadText(proto_, "")) return Error(*field, "its text is not UTF-8");
+  if (const auto field = FindBadText(proto_, "")) {
+    return Error(*field, "It is not UTF-8. Write text in UTF-8, and its bytes as they are.");
+  }
   for (int i = 0; i < proto_.listen_size(); ++i) {
     const absl::StatusOr<std::string> path = SocketPath(proto_.listen(i));
-    if (path.ok()) continue;
-    const auto message = path.status().message();
-    return Error(fmt::format("listen[{}]", i), {message.data(), message.size()});
+    if (!path.ok()) return Error(fmt::format("listen[{}]", i), path.status());
   }
 
   const v1::AgentLimits& asked = proto_.limits();
@@ -233,17 +283,28 @@ absl::Status Config::Check() {
   for (const auto& each : all) {
     if (each.asked < 0) {
       return Error(each.field,
-                   fmt::format("{} is negative; 0 means the default, {}", each.asked, each.limit));
+                   fmt::format("It is {}. Give a positive number, or 0 for the default, "
+                               "{}.",
+                               each.asked, each.limit));
     }
     if (each.asked > 0) each.limit = static_cast<size_t>(each.asked);
   }
   return absl::OkStatus();
 }
 
+absl::Status Config::Error(std::string_view field, const absl::Status& status) const {
+  std::string sentence(status.message().data(), status.message().size());
+  if (const auto named = ipc::MetadataOf(status, "field")) {
+    const std::string subject = fmt::format("`{}` ", *named);
+    if (sentence.starts_with(subject)) sentence.replace(0, subject.size(), "It ");
+  }
+  return Error(field, sentence);
+}
+
 absl::Status Config::Error(std::string_view field, std::string_view what) const {
   std::string where = file_;
   const TextFormat::ParseInfoTree* places = places_.get();
-  const google::protobuf::Descriptor* message = v1::AgentConfig::descriptor();
+  const Descriptor* message = v1::AgentConfig::descriptor();
   for (std::string_view rest = field; places != nullptr && message != nullptr && !rest.empty();) {
     std::string_view name = rest.substr(0, rest.find('.'));
     rest.remove_prefix(std::min(name.size() + 1, rest.size()));

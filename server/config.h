@@ -47,6 +47,9 @@ class Config {
   // would stand in.
   absl::Status Error(std::string_view field, std::string_view what) const;
 
+  // The same of what somebody else says of the field, perhaps under another name: it is named once.
+  absl::Status Error(std::string_view field, const absl::Status& status) const;
+
  private:
   absl::Status Check();
 

@@ -70,12 +70,31 @@ TEST(Config, NamesAFieldThatIsNotKnown) {
 
 TEST(Config, NamesTheFieldOfAValueThatDoesNotFit) {
   EXPECT_EQ(ErrorOf("limits {\n  child { log_bytes_max: 5\n queue_bytes_max: \"much\" }\n}"),
-            "a.textproto:3:19: limits.child.queue_bytes_max: Expected integer, got: \"much\"");
+            "a.textproto:3:19: limits.child.queue_bytes_max: Expected integer, got: \"much\".");
   EXPECT_EQ(ErrorOf("children {\n program: \"a\"\n dialect: DIALECT_X\n}"),
-            "a.textproto:3:11: children.dialect: Unknown enumeration value of \"DIALECT_X\" for "
+            "a.textproto:3:11: children[0].dialect: Unknown enumeration value of \"DIALECT_X\" for "
             "field \"dialect\".");
   EXPECT_EQ(ErrorOf("limits { children_max: 99999999999 }"),
-            "a.textproto:1:24: limits.children_max: Integer out of range (99999999999)");
+            "a.textproto:1:24: limits.children_max: Integer out of range (99999999999).");
+}
+
+TEST(Config, NumbersWhatIsRepeated) {
+  const auto place = [](const std::string& text) {
+    const std::string error = ErrorOf(text);
+    return error.substr(0, error.find(": ", error.find(": ") + 2));
+  };
+  EXPECT_EQ(place("children { program: \"a\" }\nchildren {\n dialect: X }"),
+            "a.textproto:3:11: children[1].dialect");
+  EXPECT_EQ(place("children { program: \"a\" }\nchildren < args: \"b\" args: 5 >"),
+            "a.textproto:2:28: children[1].args[1]");
+  EXPECT_EQ(place("children [{ program: \"a\" }, { timeout { seconds: 1 }\n cwd: 5 }]"),
+            "a.textproto:2:7: children[1].cwd");
+  EXPECT_EQ(place("children { args: [\"b\", \"c\",\n 5] }"),
+            "a.textproto:2:2: children[0].args[2]");
+  EXPECT_EQ(place("children {\n env { key: \"a\" value: \"b\" }\n env { key: \"c\" value: 7 }\n}"),
+            "a.textproto:3:24: children[0].env[1].value");
+  EXPECT_EQ(place("children { env { key: \"a\" } },\nchildren { cwdd: \"/\" }"),
+            "a.textproto:2:12: children[1].cwdd");
 }
 
 TEST(Config, NamesAFieldThatIsThereTwice) {
@@ -86,25 +105,27 @@ TEST(Config, NamesAFieldThatIsThereTwice) {
 
 TEST(Config, SaysWhereAnUnfinishedFileEnds) {
   const std::string error = ErrorOf("children {\n  program: \"a\"\n");
-  EXPECT_TRUE(error.starts_with("a.textproto:3:1: children")) << error;
+  EXPECT_TRUE(error.starts_with("a.textproto:3:1: children[0]")) << error;
   EXPECT_TRUE(ErrorOf("agent_id: \"a\nb\"").starts_with("a.textproto:1:13: agent_id: "))
       << ErrorOf("agent_id: \"a\nb\"");
 }
 
 TEST(Config, RefusesANegativeLimit) {
   EXPECT_EQ(ErrorOf("limits {\n  children_max: -1\n}"),
-            "a.textproto:2:3: limits.children_max: -1 is negative; 0 means the default, 16384");
+            "a.textproto:2:3: limits.children_max: It is -1. Give a positive number, or 0 for the "
+            "default, 16384.");
 }
 
 TEST(Config, RefusesAnAddressThatIsNoUnixSocket) {
   const std::string error = ErrorOf("listen: \"unix:/a/b\"\nlisten: \"0.0.0.0:80\"\n");
-  EXPECT_TRUE(error.starts_with("a.textproto:2:1: listen[1]: can't listen on \"0.0.0.0:80\""))
+  EXPECT_TRUE(error.starts_with("a.textproto:2:1: listen[1]: Can't listen on \"0.0.0.0:80\""))
       << error;
 }
 
 TEST(Config, RefusesTextThatIsNotUtf8) {
   EXPECT_EQ(ErrorOf("children { program: \"a\" }\nchildren {\n args: \"b\" args: \"\\xff\" }"),
-            "a.textproto:3:12: children[1].args[1]: its text is not UTF-8");
+            "a.textproto:3:12: children[1].args[1]: It is not UTF-8. Write text in UTF-8, and its "
+            "bytes as they are.");
 }
 
 TEST(Config, SaysWhereAFieldStandsOrWouldStand) {
@@ -122,6 +143,21 @@ TEST(Config, SaysWhereAFieldStandsOrWouldStand) {
   EXPECT_EQ(where("limits.children_max"), "a.textproto: limits.children_max: no");
   EXPECT_EQ(where("children[7].program"), "a.textproto: children[7].program: no");
   EXPECT_EQ(where("nonsense"), "a.textproto: nonsense: no");
+}
+
+TEST(Config, NamesAFieldOnceThatOthersNameOtherwise) {
+  const auto config = Config::Parse("children { display_name: \"a b\" }", "a.textproto");
+  ASSERT_TRUE(config.ok());
+  const auto error = [&](std::string_view message) {
+    const absl::Status status = config->Error(
+        "children[0].display_name",
+        ipc::MakeError(ipc::Reason::kInvalidArgument, message, {{"field", "display_name"}}));
+    return std::string(status.message().data(), status.message().size());
+  };
+  EXPECT_EQ(error("`display_name` is no name."),
+            "a.textproto:1:12: children[0].display_name: It is no name.");
+  EXPECT_EQ(error("No such program."),
+            "a.textproto:1:12: children[0].display_name: No such program.");
 }
 
 class ConfigFile : public ::testing::Test {
@@ -150,16 +186,16 @@ TEST_F(ConfigFile, IsNamedInErrors) {
   EXPECT_TRUE(ErrorOf(Config::Read(Write("x"))).starts_with(path_ + ":1:1: x: "));
   EXPECT_EQ(ErrorOf(Config::Read(directory_ + "/none")),
             directory_ +
-                "/none: can't read it: No such file or directory; name a file with "
-                "--config");
+                "/none: Can't read it: No such file or directory. Name another file with "
+                "--config.");
   EXPECT_EQ(ErrorOf(Config::Read(directory_)),
-            directory_ + ": can't read it: Is a directory; name a file with --config");
+            directory_ + ": Can't read it: Is a directory. Name another file with --config.");
 }
 
 TEST_F(ConfigFile, HasALimit) {
   EXPECT_TRUE(Config::Read(Write("#" + std::string(Config::kFileBytesMax - 1, 'x'))).ok());
   EXPECT_TRUE(ErrorOf(Config::Read(Write("#" + std::string(Config::kFileBytesMax, 'x'))))
-                  .starts_with(path_ + ": it is longer than 16777216 bytes"));
+                  .starts_with(path_ + ": It is longer than 16777216 bytes."));
 }
 
 TEST_F(ConfigFile, DoesNotWaitForAWriterOfAFifo) {
