@@ -24,7 +24,7 @@ spdlog::logger& Logger() {
   static spdlog::logger* const logger = [] {
     auto* made =
         new spdlog::logger("deka", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
-    made->set_pattern("%H:%M:%S.%e %P %n %^%l%$ %v");
+    made->set_pattern(kLogPattern);
     made->set_level(spdlog::level::debug);
     return made;
   }();

@@ -14,6 +14,9 @@
 
 namespace deka::ipc {
 
+// How a line begins, for spdlog: time, process, who writes it, how much it matters.
+inline constexpr char kLogPattern[] = "%H:%M:%S.%e %P %n %^%l%$ %v";
+
 bool FrameLogOn();
 bool VerboseLogOn();
 

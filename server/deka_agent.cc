@@ -30,12 +30,13 @@
 #include "agent/agent.h"
 #include "ipc/error.h"
 #include "ipc/event_loop.h"
+#include "ipc/log.h"
 #include "ipc/version.h"
 #include "server/config.h"
 #include "server/descriptors.h"
 #include "server/listener.h"
 #include "server/server.h"
-#include "spdlog/sinks/stdout_sinks.h"
+#include "spdlog/sinks/stdout_color_sinks.h"
 #include "spdlog/spdlog.h"
 
 namespace deka::server {
@@ -49,14 +50,19 @@ enum ExitCode { kStopped = 0, kFailed = 1, kUsage = 2 };
 // For calls under way when everything else has ended: observers read their last events and `fin`.
 constexpr std::chrono::milliseconds kCallsEndMsMax{2000};
 
-std::string_view TextOf(const absl::Status& status) {
-  return {status.message().data(), status.message().size()};
+// An error may quote anything: a file, a command line.
+constexpr size_t kErrorBytesMax = 8 << 10;
+
+void LogError(std::string_view text) { spdlog::error("{}", ipc::Escaped(text, kErrorBytesMax)); }
+
+void LogError(const absl::Status& status) {
+  LogError({status.message().data(), status.message().size()});
 }
 
 // To standard error: standard output says nothing, so that a caller may wait for its end.
 void LogToStandardError() {
-  auto log = spdlog::stderr_logger_mt("deka-agent");
-  log->set_pattern("deka-agent: %l: %v");
+  auto log = spdlog::stderr_color_mt("deka-agent");
+  log->set_pattern(ipc::kLogPattern);
   spdlog::set_default_logger(std::move(log));
   const char* verbose = getenv("DEKA_VERBOSE");
   if (verbose != nullptr && std::string_view(verbose) == "1") {
@@ -89,12 +95,12 @@ class AgentProcess {
 
   ExitCode Run() {
     if (absl::Status status = Open(); !status.ok()) {
-      spdlog::error("{}", TextOf(status));
+      LogError(status);
       return kFailed;
     }
     signals_ = signalfd(-1, &stop_signals_, SFD_CLOEXEC | SFD_NONBLOCK);
     if (signals_ < 0) {
-      spdlog::error("can't wait for signals: {}", strerror(errno));
+      LogError(fmt::format("Can't wait for signals: {}.", strerror(errno)));
       return kFailed;
     }
     {
@@ -117,6 +123,10 @@ class AgentProcess {
     const DescriptorLimit descriptors =
         RaiseDescriptorLimit(DescriptorsFor(limits, connections_max));
     const std::string lowered = FitToDescriptors(descriptors.now, limits, connections_max);
+    // Defaults that do not fit are no news to anybody who did not ask for them.
+    const v1::AgentLimits& asked = config_.proto().limits();
+    const bool asked_for_more = static_cast<size_t>(asked.children_max()) > limits.children_max ||
+                                static_cast<size_t>(asked.connections_max()) > connections_max;
     agent::Agent::Options options;
     options.id = config_.proto().agent_id();
     options.limits = limits;
@@ -129,7 +139,9 @@ class AgentProcess {
         Server::Open(*agent_, {.listen = listen_, .connections_max = connections_max});
     if (!server.ok()) return server.status();
     server_ = *std::move(server);
-    if (!lowered.empty()) spdlog::warn("{}", lowered);
+    if (!lowered.empty()) {
+      spdlog::log(asked_for_more ? spdlog::level::warn : spdlog::level::info, "{}", lowered);
+    }
     return absl::OkStatus();
   }
 
@@ -137,12 +149,12 @@ class AgentProcess {
   absl::Status InConfig(const absl::Status& status) const {
     const std::optional<std::string> field = ipc::MetadataOf(status, "field");
     if (!field) return status;
-    if (*field == "id" || *field == "agent_id") return config_.Error("agent_id", TextOf(status));
+    if (*field == "id") return config_.Error("agent_id", status);
     for (const std::string_view of_child :
          {"message_bytes_max", "queue_bytes_max", "log_bytes_max"}) {
-      if (*field == of_child) return config_.Error("limits.child." + *field, TextOf(status));
+      if (*field == of_child) return config_.Error("limits.child." + *field, status);
     }
-    return config_.Error("limits." + *field, TextOf(status));
+    return config_.Error("limits." + *field, status);
   }
 
   // The configuration's children, one after the other; then clients are answered.
@@ -151,7 +163,8 @@ class AgentProcess {
     if (forked_ == config_.proto().children_size()) {
       server_->Serve();
       for (const std::string& path : server_->paths()) {
-        spdlog::info("agent {} ({}) serves unix:{}", agent_->id(), ipc::kVersion, path);
+        spdlog::info("Agent {} serves unix:{} (version {}).", agent_->id(),
+                     ipc::Escaped(path, path.size()), ipc::kVersion);
       }
       return;
     }
@@ -170,13 +183,10 @@ class AgentProcess {
       ForkNext();
     } else if (!stopping_) {
       std::string field = ipc::MetadataOf(status, "field").value_or("spec.program");
-      if (constexpr std::string_view kSpec = "spec"; field.starts_with(kSpec)) {
+      if (constexpr std::string_view kSpec = "spec."; field.starts_with(kSpec)) {
         field.erase(0, kSpec.size());
-      } else {
-        field.insert(0, ".");
       }
-      spdlog::error(
-          "{}", TextOf(config_.Error(fmt::format("children[{}]{}", child, field), TextOf(status))));
+      LogError(config_.Error(fmt::format("children[{}].{}", child, field), status));
       exit_code_ = kFailed;
       Stop();
     }
@@ -188,10 +198,10 @@ class AgentProcess {
       const std::string name =
           fmt::format("SIG{}", sigabbrev_np(static_cast<int>(signal.ssi_signo)));
       if (!stopping_) {
-        spdlog::info("{}: stopping; once more to end the children at once", name);
+        spdlog::info("{}: stopping. Once more ends the children at once.", name);
         Stop();
       } else if (!hurried_) {
-        spdlog::info("{}: ending the children at once", name);
+        spdlog::info("{}: ending the children at once.", name);
         Hurry();
       }
     }
@@ -266,12 +276,12 @@ int Main(int argc, char** argv) {
   } catch (const CLI::Success& asked) {
     return app.exit(asked);
   } catch (const CLI::ParseError& error) {
-    spdlog::error("{}; deka-agent --help lists the options", error.what());
+    LogError(fmt::format("{}. deka-agent --help lists the options.", error.what()));
     return kUsage;
   }
   for (const std::string& address : listen) {
     if (const auto path = SocketPath(address); !path.ok()) {
-      spdlog::error("--listen: {}", TextOf(path.status()));
+      LogError(path.status());
       return kUsage;
     }
   }
@@ -279,7 +289,7 @@ int Main(int argc, char** argv) {
   if (!config_path.empty()) {
     absl::StatusOr<Config> read = Config::Read(config_path);
     if (!read.ok()) {
-      spdlog::error("{}", TextOf(read.status()));
+      LogError(read.status());
       return kFailed;
     }
     config = *std::move(read);

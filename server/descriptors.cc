@@ -37,8 +37,8 @@ std::string FitToDescriptors(size_t descriptors, agent::Limits& limits, size_t& 
   const size_t children = std::clamp<size_t>(
       (usable - std::min(usable, connections)) / kDescriptorsOfChild, 1, limits.children_max);
   std::string said = fmt::format(
-      "the limit of {} descriptors allows {} children (children_max was {}) and {} connections "
-      "(connections_max was {}); raise the hard limit (ulimit -Hn) for more",
+      "The limit of {} descriptors allows {} children (children_max was {}) and {} connections "
+      "(connections_max was {}). Raise the hard limit (ulimit -Hn) for more.",
       descriptors, children, limits.children_max, connections, connections_max);
   connections_max = connections;
   limits.children_max = children;

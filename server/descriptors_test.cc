@@ -23,8 +23,8 @@ TEST(Descriptors, LowerLimitsThatDoNotFitAndSaySo) {
   size_t connections_max = 50;
   const size_t needed = DescriptorsFor(limits, connections_max);
   EXPECT_EQ(FitToDescriptors(needed - 1, limits, connections_max),
-            "the limit of 705 descriptors allows 99 children (children_max was 100) and 50 "
-            "connections (connections_max was 50); raise the hard limit (ulimit -Hn) for more");
+            "The limit of 705 descriptors allows 99 children (children_max was 100) and 50 "
+            "connections (connections_max was 50). Raise the hard limit (ulimit -Hn) for more.");
   EXPECT_EQ(limits.children_max, 99u);
   EXPECT_EQ(connections_max, 50u);
 }

@@ -1,5 +1,6 @@
 """deka-agent as a program: its command line, its configuration, whose socket it serves, and its end by signals."""
 
+import ctypes
 import os
 import re
 import resource
@@ -9,11 +10,27 @@ import stat
 import subprocess
 import time
 
+import grpc
+
 import bridge
 from bridge import Code
+from deka.bridge.v1 import bridge_service_pb2 as api
+from deka.bridge.v1 import bridge_service_pb2_grpc
 
 AGENT = os.path.abspath(os.environ["DEKA_AGENT"])
 MANUAL = "docs/deka-agent.md"
+# Time, process, name, level.
+LOG_LINE = re.compile(r"\d\d:\d\d:\d\d\.\d{3} \d+ deka-agent (debug|info|warning|error) (.+)")
+
+
+def log_lines(text):
+    """(level, text) of each line of a log; all of them are of one form, and text that any terminal may show."""
+    lines = []
+    for line in text.splitlines():
+        match = LOG_LINE.fullmatch(line)
+        assert match and line.isprintable(), f"no line of a log: {line!r}"
+        lines.append(match.groups())
+    return lines
 
 
 class ProgramTest(bridge.TestCase):
@@ -35,7 +52,7 @@ class ProgramTest(bridge.TestCase):
         """It ends with this code, and what it says of it, in one line."""
         done = self.run_agent(*arguments, **options)
         self.assertEqual((done.returncode, done.stdout), (code, ""), done.stderr)
-        errors = [line for line in done.stderr.splitlines() if line.startswith("deka-agent: error: ")]
+        errors = [line for level, line in log_lines(done.stderr) if level == "error"]
         self.assertEqual(len(errors), 1, done.stderr)
         return errors[0]
 
@@ -75,7 +92,7 @@ class ProgramTest(bridge.TestCase):
             with self.subTest(address=address):
                 error = self.fails(2, "--listen", address)
                 self.assertIn(f'"{address}"', error)
-                self.assertIn("give unix:PATH", error)
+                self.assertIn("Give unix:PATH", error)
         self.assertIn("abstract", self.fails(2, "--listen", "unix:@agent"))
         # One that is right beside it changes nothing.
         self.fails(2, "--listen", self.listen, "--listen", "0.0.0.0:4711")
@@ -97,22 +114,27 @@ class ProgramTest(bridge.TestCase):
 
     def test_a_file_that_cannot_be_read(self):
         missing = os.path.join(self.directory, "none")
-        self.assertIn(f"{missing}: can't read it", self.fails(1, "--config", missing))
+        self.assertIn(f"{missing}: Can't read it", self.fails(1, "--config", missing))
         self.assertIn("directory", self.fails(1, "--config", self.directory))
 
     def test_a_broken_file(self):
         for text, where in (
             ('agent_id: "a"\n\nchildrn { program: "x" }\n', ":3:1: childrn: "),
-            ('children {\n  program: "x"\n  args: 5\n}\n', ":3:9: children.args: "),
+            ('children {\n  program: "x"\n  args: 5\n}\n', ":3:9: children[0].args[0]: "),
             ('limits {\n  child {\n    queue_bytes_max: "x"\n  }\n}\n', ":3:22: limits.child.queue_bytes_max: "),
             ("limits {\n  children_max: -1\n}\n", ":2:3: limits.children_max: "),
             ('listen: "unix:/a"\nlisten: "0.0.0.0:1"\n', ":2:1: listen[1]: "),
-            ('agent_id: "Not An Id"\n', ":1:1: agent_id: "),
+            ('agent_id: "Not An Id"\n', ":1:1: agent_id: It must be 1 to 63 "),
             # Limits that do not fit each other.
-            ("limits {\n  child { log_bytes_max: 5 }\n}\n", ":2:11: limits.child.log_bytes_max: "),
+            ("limits {\n  child { log_bytes_max: 5 }\n}\n", ":2:11: limits.child.log_bytes_max: It is 5; "),
+            ('children {\n  program: "x"\n limits { log_bytes_max: 5 }\n}\n', ":3:11: children[0].limits.log_bytes_max: It is 5; "),
             ('children { program: "/bin/true" }\nchildren {\n  program: "/no/such"\n}\n', ":3:3: children[1].program: "),
-            ('children {\n  program: "/bin/true"\n  display_name: "no spaces"\n}\n', ":3:3: children[0].display_name: "),
-            ('children {\n  display_name: "x"\n}\n', ":1:1: children[0].program: "),
+            ('children {\n  program: "/bin/true"\n  display_name: "no spaces"\n}\n', ":3:3: children[0].display_name: It is "),
+            ('children {\n  program: "x"\n  timeout { seconds: -1 }\n}\n', ":3:3: children[0].timeout: It must be "),
+            ('children {\n  display_name: "x"\n}\n', ":1:1: children[0].program: It is missing."),
+            # What a terminal would obey is written out.
+            ('children { program: "/no/\\033[31msuch" }\n', ":1:12: children[0].program: "),
+            ('childr\u009ben { }\n', ":1:"),
         ):
             with self.subTest(text=text):
                 path = self.config(text)
@@ -121,28 +143,35 @@ class ProgramTest(bridge.TestCase):
                 self.assertFalse(os.path.exists(self.listen.removeprefix("unix:")))
 
     def test_no_room_for_so_many_children(self):
-        """Limits that the descriptors do not allow are lowered, and said."""
+        """Limits that the descriptors do not allow are lowered, and said: loudly to who has asked for them."""
 
         def few_descriptors():
+            # Root may raise them again, unless it has lost CAP_SYS_RESOURCE (PR_CAPBSET_DROP).
+            ctypes.CDLL(None).prctl(24, 24, 0, 0, 0)
             resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
 
-        done = self.run_agent(
-            "--listen",
-            self.listen,
-            "--config",
-            self.config('limits { children_max: 1 connections_max: 10 }\nchildren { program: "/no/such" }\n'),
-            preexec_fn=few_descriptors,
-        )
-        self.assertNotIn("descriptors allows", done.stderr)
-        done = self.run_agent(
-            "--listen",
-            self.listen,
-            "--config",
-            self.config('limits { children_max: 100 connections_max: 10 }\nchildren { program: "/no/such" }\n'),
-            preexec_fn=few_descriptors,
-        )
-        if os.geteuid() != 0 or "descriptors allows" in done.stderr:
-            self.assertIn("the limit of 300 descriptors allows 8 children (children_max was 100)", done.stderr)
+        allowed = "The limit of 300 descriptors allows 8 children (children_max was {}) and {} connections "
+        for limits, level, said in (
+            ("children_max: 1 connections_max: 10", None, None),
+            ("children_max: 100 connections_max: 10", "warning", allowed.format(100, 10)),
+            ("connections_max: 11", "info", allowed.format(16384, 11)),
+            ("connections_max: 12", "warning", allowed.format(16384, 11)),
+            ("", "info", allowed.format(16384, 11)),
+        ):
+            with self.subTest(limits=limits):
+                done = self.run_agent(
+                    "--listen",
+                    self.listen,
+                    "--config",
+                    self.config(f'limits {{ {limits} }}\nchildren {{ program: "/no/such" }}\n'),
+                    preexec_fn=few_descriptors,
+                )
+                lines = [line for line in log_lines(done.stderr) if "descriptors" in line[1]]
+                if said is None:
+                    self.assertEqual(lines, [])
+                else:
+                    self.assertEqual([line[0] for line in lines], [level], done.stderr)
+                    self.assertTrue(lines[0][1].startswith(said), lines)
 
 
 class ServingTest(bridge.TestCase):
@@ -167,7 +196,7 @@ class ServingTest(bridge.TestCase):
                 [AGENT, *arguments], env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
             ) as process:
                 for line in process.stderr:
-                    if f"serves unix:{path}\n" in line:
+                    if f"serves unix:{path} " in line:
                         break
                 else:
                     self.fail("it does not say that it serves " + path)
@@ -188,7 +217,7 @@ class ServingTest(bridge.TestCase):
             check=False,
         )
         self.assertEqual(second.returncode, 1)
-        self.assertIn(f"another agent (pid {agent.process.pid}) serves {agent.path}", second.stderr)
+        self.assertIn(f"Another agent (pid {agent.process.pid}) serves {agent.path}", second.stderr)
         self.assertEqual(child.get().display_name, "first")
 
     def test_a_stale_socket(self):
@@ -221,6 +250,33 @@ class ServingTest(bridge.TestCase):
         agent.fork("echo.py")
         with self.assertRefused(Code.RESOURCE_EXHAUSTED, "CHILDREN_LIMIT"):
             agent.fork("echo.py")
+
+    def test_one_connection_too_many(self):
+        """A client hears why each of its calls is refused, and is served when there is room."""
+        agent = self.start_agent("limits { connections_max: 1 }\n")
+        channel = agent.connect()
+        stub = bridge_service_pb2_grpc.BridgeServiceStub(channel)
+        request = api.ListChildrenRequest(parent="agents/-")
+        for _ in range(3):
+            with self.assertRefused(Code.RESOURCE_EXHAUSTED, "CONNECTIONS_LIMIT") as refused:
+                bridge.answer(stub.ListChildren, request)
+            self.assertEqual(refused.refusal.metadata["limit"], "1")
+            self.assertEqual(refused.refusal.retry_ms, 1000)
+        with self.assertRefused(Code.RESOURCE_EXHAUSTED, "CONNECTIONS_LIMIT"):
+            try:
+                next(stub.Observe(api.ObserveRequest(parent="agents/-"), timeout=bridge.DEADLINE_S))
+            except grpc.RpcError as error:
+                raise bridge.Refusal(error) from None
+        agent.channel.close()
+
+        def served():
+            try:
+                return bridge.answer(stub.ListChildren, request)
+            except bridge.Refusal as error:
+                self.assertEqual(error.reason, "CONNECTIONS_LIMIT")
+                return None
+
+        bridge.wait_until(served, "its place")
 
     def test_what_a_child_gets(self):
         """A process group of its own, stdin from /dev/null, the descriptor limit that the agent was started with."""
@@ -297,7 +353,7 @@ class StoppingTest(bridge.TestCase):
             process.send_signal(signal.SIGTERM)
             self.assertEqual(process.wait(bridge.DEADLINE_S), 0)
             said = process.stderr.read()
-        self.assertIn("SIGTERM: stopping", said)
+        self.assertIn("SIGTERM: stopping.", said)
         self.assertNotIn("SIGHUP", said)
 
 
