@@ -1,12 +1,15 @@
 #include "agent/event_encoding.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "deka/bridge/v1/bridge_service.pb.h"
 
 namespace deka::agent {
 namespace {
+
+std::atomic<uint64_t> encoded_entries = 0;
 
 constexpr int kVarint = 0, kLengthDelimited = 2;
 
@@ -57,7 +60,10 @@ size_t EntryBytes(const EventFields& fields) {
   return 1 + VarintBytes(event_bytes) + event_bytes;
 }
 
+uint64_t EncodedEntries() { return encoded_entries.load(std::memory_order_relaxed); }
+
 char* EncodeEntry(const EventFields& fields, char* out) {
+  encoded_entries.fetch_add(1, std::memory_order_relaxed);
   *out++ = kEntryTag;
   out = PutVarint(EventBytes(fields), out);
   out = PutTag(v1::Event::kSequenceFieldNumber, kVarint, out);

@@ -58,6 +58,9 @@ size_t EntryBytes(const EventFields& fields);
 // Writes EntryBytes() bytes and returns their end.
 char* EncodeEntry(const EventFields& fields, char* out);
 
+// How many entries this process has encoded.
+uint64_t EncodedEntries();
+
 // Bytes that an entry's head may have, for any payload.
 inline constexpr size_t kHeadBytesMax = 48 << 10;
 

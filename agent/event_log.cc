@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdlib>
 
+#include "absl/container/inlined_vector.h"
 #include "agent/log_observation.h"
 #include "fmt/format.h"
 #include "ipc/error.h"
@@ -149,7 +150,7 @@ void EventLog::Commit() {
   Log& log = *batch.log;
   const int64_t head_before = next_sequence_ - 1;
   next_sequence_ += batch.events;
-  std::vector<std::shared_ptr<Wakeup>> wakeups;
+  absl::InlinedVector<std::shared_ptr<Wakeup>, 8> wakeups;
   {
     ipc::MutexLock lock(mutex_);
     RecordRing::Control control;

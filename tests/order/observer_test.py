@@ -15,8 +15,9 @@ from google.protobuf import duration_pb2
 STALL_S = 10
 # Far more than a connection's buffers hold, and less than a log of this size.
 COUNT = 60_000
-# Observers that stop reading.
-STOPPED = 8
+# Observers that stop reading, and the most that each may cost.
+STOPPED = 64
+STOPPED_KIB_MAX = 1024
 LIMITS = child_pb2.ChildLimits(log_bytes_max=32 << 20)
 SMALL_LIMITS = child_pb2.ChildLimits(message_bytes_max=1024, queue_bytes_max=65536, log_bytes_max=128 << 10)
 # By default gRPC takes 28 MB from a stream that nobody reads.
@@ -95,7 +96,7 @@ class ObserverTest(bridge.TestCase):
         puppet.child.send('"hello"')
         self.assertEqual(puppet.read_line(), b'"hello"\n')
         grown = self.resident_kib() - before
-        self.assertLess(grown, (LIMITS.log_bytes_max >> 10) + 4 * 1024 + 16 * 1024)
+        self.assertLess(grown, (LIMITS.log_bytes_max >> 10) + STOPPED * STOPPED_KIB_MAX)
         # There is room for as many others when the agent has given them up.
         for _ in stopped:
             bridge.wait_until(lambda: self.observe_if_room(puppet.child), "the end of a stalled call", 3 * STALL_S)
