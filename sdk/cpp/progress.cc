@@ -115,6 +115,7 @@ void Progress::TakeAttached(const v1::Attached& attached, Clock::time_point now)
   if (place.has_value() && place->epoch() != attached.epoch()) {
     // Another life of the log: other children, other numbers.
     last_.clear();
+    missed_.clear();
     first_stream_ = true;
     inexact_to_ = 0;
   }
@@ -162,7 +163,14 @@ void Progress::TakeEvent(const v1::Event& event) {
   place.set_epoch(attached_.epoch());
   place.set_sequence(event.sequence());
   MoveTo(place);
+  // As the agent counts them, shown here or not.
   ++events_;
+  if (const auto missed = missed_.find(event.child()); missed != missed_.end()) {
+    if (event.child_sequence() <= missed->second) {
+      return;
+    }
+    missed_.erase(missed);
+  }
   if (event.has_closed()) {
     last_.erase(event.child());
   } else {
@@ -196,6 +204,7 @@ void Progress::TakeGap(const v1::Gap& gap) {
     }
   }
   last_[gap.child()] = gap.to_child_sequence();
+  missed_[gap.child()] = gap.to_child_sequence();
   Tell(observer_.on_gap, told);
 }
 

@@ -7,8 +7,9 @@
 //
 // The place to resume from is that of the last event shown, or a later one that a heartbeat or the
 // fin gave. A gap does not move it: the gap of one child may reach beyond events of another that
-// are still to come. So a resumed stream may name missed events again, and what was told of them
-// already is taken off.
+// are still to come. So a resumed stream may name missed events again, or show them where they were
+// left out for `events_per_second_max` and are in the log still. What was told as missed stays so:
+// it is taken off.
 //
 // Thread: one at a time; cursor() any.
 #ifndef SDK_CPP_PROGRESS_H_
@@ -89,6 +90,8 @@ class Progress {
   // What is known of the children of this epoch: the last child_sequence that was shown or named by
   // a gap, or that precedes the observation; of each that has not closed.
   absl::flat_hash_map<std::string, int64_t> last_;
+  // Of each child of which a gap was the last thing that was told: where that ends.
+  absl::flat_hash_map<std::string, int64_t> missed_;
   bool first_stream_ = true;
   int64_t inexact_to_ = 0;  // inexact gaps were told up to here
 };

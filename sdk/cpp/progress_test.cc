@@ -104,6 +104,29 @@ TEST_F(ProgressTest, BeginsAsAskedAndResumesAfterTheLastEvent) {
   EXPECT_EQ(TakeTold(), (Words{"attached 7", "snapshot", "a1", "a2", "attached 7", "resumed 43"}));
 }
 
+TEST_F(ProgressTest, ATimeToBeginAtIsForTheFirstStreamOnly) {
+  Observe("start { since { seconds: 77 } }");
+  EXPECT_EQ(progress_->NextObservation(now_).start().since().seconds(), 77);
+  Attach(40, 43);
+  const v1::Observation next = progress_->NextObservation(now_);
+  EXPECT_FALSE(next.start().has_since());
+  EXPECT_EQ(next.start().after().sequence(), 40);
+}
+
+TEST_F(ProgressTest, AsksTheNextStreamForTheSame) {
+  const std::string observation =
+      "kinds: EVENT_KIND_MESSAGE direction: DIRECTION_TO_CHILD "
+      "where { pointer: '/id' equals: '7' } where { pointer: '/user' } payload_bytes_max: 0 "
+      "events_per_second_max: 5 when_slow: SLOW_POLICY_BLOCK hold_max { seconds: 2 } ";
+  Observe(observation + "start { latest: true }");
+  Attach(40, 40);
+  Event(41, "a", 1);
+  EXPECT_EQ(progress_->NextObservation(now_).ShortDebugString(),
+            Proto<v1::Observation>(observation +
+                                   "start { after { agent: 'host' epoch: 7 sequence: 41 } }")
+                .ShortDebugString());
+}
+
 TEST_F(ProgressTest, AHeartbeatMovesThePlace) {
   Observe("");
   Attach(1, 1);
@@ -153,6 +176,37 @@ TEST_F(ProgressTest, AGapThatIsNamedAgainLosesWhatWasTold) {
   Gap("a", 80, 120);
   EXPECT_EQ(TakeTold(), (Words{"gap a3-60", "attached 7", "resumed 10", "attached 7", "resumed 10",
                                "gap a61-80"}));
+}
+
+TEST_F(ProgressTest, WhatWasToldAsMissedIsNotShownByTheNextStream) {
+  Observe("events_per_second_max: 1");
+  Attach(10, 10);
+  Take("snapshot_complete { head: 10 }");
+  Event(11, "a", 3);
+  Event(12, "b", 5);
+  Take(
+      "gap { child: 'a' from_child_sequence: 4 to_child_sequence: 6 to_sequence: 20 "
+      "reason: REASON_RATE }");
+  Attach(12, 99);
+  TakeTold();
+  Event(14, "a", 5);
+  EXPECT_EQ(progress_->cursor()->sequence(), 14);
+  Event(15, "b", 6);
+  Take(
+      "gap { child: 'a' from_child_sequence: 6 to_child_sequence: 8 to_sequence: 30 "
+      "reason: REASON_RATE }");
+  Event(31, "a", 9);
+  EXPECT_EQ(TakeTold(), (Words{"b6", "gap a7-8", "a9"}));
+}
+
+TEST_F(ProgressTest, AnotherEpochHasMissedNothingYet) {
+  Observe("events_per_second_max: 1");
+  Attach(10, 10);
+  Take("gap { child: 'a' from_child_sequence: 4 to_child_sequence: 6 to_sequence: 20 }");
+  Attach(0, 5, /*epoch=*/8);
+  TakeTold();
+  Event(1, "a", 1);
+  EXPECT_EQ(TakeTold(), Words{"a1"});
 }
 
 TEST_F(ProgressTest, AnExactGapInMidStreamStaysAsItIs) {
