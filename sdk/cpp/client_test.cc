@@ -635,6 +635,19 @@ TEST_F(ClientTest, ATimeEndsAnObservationWhoseAgentIsAway) {
   EXPECT_THAT(record.words(), ElementsAre("fin REASON_DURATION"));
 }
 
+TEST_F(ClientTest, AnObserverThatAskedToBeEndedWhenItIsTooSlowIsNotResumed) {
+  agent_.Append("a");
+  agent_.CutObserve(4, FakeAgent::Refusal(grpc::StatusCode::ABORTED, "TOO_SLOW"));
+  Client client = Connect();
+  Record record;
+  absl::StatusOr<Observation> observation = client.Observe(Earliest(), Recorder(record));
+  ASSERT_TRUE(observation.ok());
+  observation->Wait();
+  EXPECT_THAT(record.words(), ElementsAre("a1", "error TOO_SLOW"));
+  EXPECT_THAT(agent_.requests(), SizeIs(1));
+  EXPECT_EQ(observation->cursor().sequence(), 1);
+}
+
 TEST_F(ClientTest, StopIsTheEndOfCallbacks) {
   Client client = Connect();
   Record record;
