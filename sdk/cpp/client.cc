@@ -158,8 +158,13 @@ absl::StatusOr<Client::Children> Client::List(v1::ChildFilter filter) const {
 }
 
 absl::StatusOr<Observation> Client::Observe(v1::ObserveRequest request, Observer observer) const {
+  return Observe(std::move(request), std::move(observer), Connection::Clock::time_point::max());
+}
+
+absl::StatusOr<Observation> Client::Observe(v1::ObserveRequest request, Observer observer,
+                                            Connection::Clock::time_point deadline) const {
   absl::StatusOr<std::shared_ptr<Observation::Impl>> impl =
-      Observation::Impl::Start(connection_, std::move(request), std::move(observer));
+      Observation::Impl::Start(connection_, std::move(request), std::move(observer), deadline);
   if (!impl.ok()) {
     return impl.status();
   }

@@ -123,6 +123,10 @@ class Attachment {
 
 class Connection;
 
+// A condition on a message: at `pointer`, a JSON Pointer, stands `equals`, a JSON value; without
+// one, anything.
+v1::ContentFilter Where(std::string pointer, std::optional<std::string> equals = std::nullopt);
+
 // A child that an agent has. The destructor stops listening; the child goes on.
 class Child {
  public:
@@ -165,6 +169,29 @@ class Child {
   // is no answer within the timeout.
   absl::StatusOr<v1::SendMessageResponse> Send(std::string_view json) const;
   absl::StatusOr<v1::SendMessageResponse> Send(std::string_view json, SendOptions options) const;
+
+  struct CallOptions {
+    // Which messages are replies: those that fit all of these, 16 at most. Empty: any message, but
+    // for Node's own.
+    std::vector<v1::ContentFilter> where = {};
+    std::string request_id = {};           // as in SendOptions
+    std::chrono::milliseconds timeout{0};  // of all of it; 0: none
+  };
+
+  // Sends a message and waits for the reply: the first one from the child that fits and comes after
+  // it. The agent looks for it, from before the send, so that none is missed; a lost connection is
+  // resumed. Any number of calls may be under way, each with an observer of its own in the agent.
+  //
+  //   child->Call(R"({"id":7,"ping":1})", {.where = {Where("/id", "7")}, .timeout = 5s})
+  //
+  // Errors: those of Send, and of Observe, before anything is sent, and
+  //
+  // * `DEADLINE_EXCEEDED` NO_REPLY_DEADLINE: no reply within the timeout; the child has the
+  //   message, or may have it, as the error says.
+  // * `FAILED_PRECONDITION` NO_REPLY_CHANNEL_CLOSED: the child got the message, but its channel
+  //   ended before a reply: it has exited, closed it, or was disconnected.
+  // * `UNKNOWN` OUTCOME_UNKNOWN: a gap, or the end of the agent; a reply may be in what is missing.
+  absl::StatusOr<v1::Event> Call(std::string_view json, CallOptions options) const;
 
   absl::StatusOr<bool> connected() const;
 
@@ -231,6 +258,9 @@ class Client {
  private:
   friend class Child;
   explicit Client(std::shared_ptr<Connection> connection);
+  // DEADLINE_EXCEEDED without a reason if it does not stand by `deadline`.
+  absl::StatusOr<Observation> Observe(v1::ObserveRequest request, Observer observer,
+                                      std::chrono::steady_clock::time_point deadline) const;
   std::shared_ptr<Connection> connection_;
 };
 

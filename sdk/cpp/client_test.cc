@@ -841,6 +841,211 @@ TEST_F(ClientTest, WaitsForAnExitThatComesWhileTheConnectionIsLost) {
   EXPECT_EQ(exited->code(), 5);
 }
 
+// --- Calls ---
+
+v1::Event Message(const std::string& json) {
+  v1::Event event;
+  event.mutable_from_child();
+  event.set_json(json);
+  return event;
+}
+
+// The reply's JSON, or the reason of the error.
+std::string Word(const absl::StatusOr<v1::Event>& reply) {
+  return reply.ok() ? reply->json() : ErrorReason(reply.status());
+}
+
+TEST_F(ClientTest, CallsAndGetsTheFirstMessageThatFits) {
+  agent_.Append("a", Message(R"({"id":7,"n":1})"));
+  agent_.SetOnSent([this](const v1::SendMessageRequest&) {
+    for (const char* json :
+         {R"({"id":6})", R"({"n":2,"id":"7"})", R"({"id":7,"n":3})", R"({"id":7})"}) {
+      agent_.Append("a", Message(json));
+    }
+  });
+  Client client = Connect();
+  const absl::StatusOr<v1::Event> reply =
+      client.Find("a")->Call("1", {.where = {Where("/id", "7"), Where("/n")}});
+  EXPECT_EQ(Word(reply), R"({"id":7,"n":3})");
+  EXPECT_EQ(reply->sequence(), 5);
+}
+
+TEST_F(ClientTest, ACallTakesAnyMessageButNodesOwn) {
+  agent_.Append("a");
+  agent_.SetOnSent([this](const v1::SendMessageRequest&) {
+    v1::Event internal = Message(R"({"cmd":"NODE_CLUSTER"})");
+    internal.mutable_from_child()->set_internal(true);
+    agent_.Append("a", internal);
+    agent_.Append("a", Message("2"));
+  });
+  EXPECT_EQ(Word(Connect().Find("a")->Call("1", {})), "2");
+}
+
+TEST_F(ClientTest, ACallGoesOnWhereItsConnectionWasLost) {
+  // The stream, the answer to the send, both.
+  for (const auto& [stream, answer] : {std::pair(true, false), {false, true}, {true, true}}) {
+    SCOPED_TRACE(fmt::format("{} {}", stream, answer));
+    FakeAgent agent;
+    agent.Append("a");
+    if (stream) {
+      agent.CutObserve(3, kLost);
+    }
+    if (answer) {
+      agent.SetRefuse([](const google::protobuf::Message& request) -> std::optional<grpc::Status> {
+        const auto* send = dynamic_cast<const v1::SendMessageRequest*>(&request);
+        return send != nullptr && !send->repeat() ? std::make_optional(kLost) : std::nullopt;
+      });
+    }
+    agent.SetOnSent([&agent](const v1::SendMessageRequest&) { agent.Append("a", Message("2")); });
+    absl::StatusOr<Client> client = Client::Connect({.target = agent.target()});
+    ASSERT_TRUE(client.ok()) << client.status();
+    EXPECT_EQ(Word(client->Find("a")->Call("1", {})), "2");
+  }
+}
+
+TEST_F(ClientTest, ACallEndsWithTheRefusalOfItsSend) {
+  agent_.Append("a");
+  agent_.SetRefuse([](const google::protobuf::Message& request) -> std::optional<grpc::Status> {
+    if (dynamic_cast<const v1::SendMessageRequest*>(&request) == nullptr) {
+      return std::nullopt;
+    }
+    return FakeAgent::Refusal(grpc::StatusCode::FAILED_PRECONDITION, "CHILD_EXITED");
+  });
+  EXPECT_EQ(Word(Connect().Find("a")->Call("1", {})), "CHILD_EXITED");
+}
+
+TEST_F(ClientTest, ACallEndsWithTheRefusalOfItsObservation) {
+  agent_.Append("a");
+  agent_.SetRefuse([](const google::protobuf::Message& request) -> std::optional<grpc::Status> {
+    if (dynamic_cast<const v1::ObserveRequest*>(&request) == nullptr) {
+      return std::nullopt;
+    }
+    return FakeAgent::Refusal(grpc::StatusCode::RESOURCE_EXHAUSTED, "OBSERVERS_LIMIT");
+  });
+  EXPECT_EQ(Word(Connect().Find("a")->Call("1", {})), "OBSERVERS_LIMIT");
+  EXPECT_THAT(agent_.requests(), Not(testing::Contains(HasSubstr("SendMessageRequest"))));
+}
+
+TEST_F(ClientTest, ACallEndsWithTheChannel) {
+  agent_.Append("a");
+  agent_.SetOnSent([this](const v1::SendMessageRequest&) {
+    v1::Event event;
+    event.mutable_disconnected()->set_by(v1::Disconnected::BY_CHILD);
+    agent_.Append("a", event);
+  });
+  EXPECT_EQ(Word(Connect().Find("a")->Call("1", {})), "NO_REPLY_CHANNEL_CLOSED");
+}
+
+TEST_F(ClientTest, ACallSaysThatItMayHaveMissedTheReply) {
+  agent_.Append("a");
+  Client client = Connect();
+  absl::StatusOr<Child> child = client.Find("a");
+  std::thread gap([this] {
+    agent_.AwaitEvents(2);
+    agent_.Go();
+    agent_.Append("a", Message("2"));
+    agent_.TurnOver("a", 3);
+    agent_.Come();
+  });
+  EXPECT_EQ(Word(child->Call("1", {})), "OUTCOME_UNKNOWN");
+  gap.join();
+}
+
+TEST_F(ClientTest, ACallSaysThatAnotherAgentHasNotTheChild) {
+  agent_.Append("a");
+  Client client = Connect();
+  absl::StatusOr<Child> child = client.Find("a");
+  absl::StatusOr<v1::Event> reply;
+  std::thread call([&] { reply = child->Call("1", {}); });
+  agent_.AwaitEvents(2);
+  agent_.Go();
+  agent_.Forget();
+  agent_.SetRefuse([](const google::protobuf::Message& request) -> std::optional<grpc::Status> {
+    if (dynamic_cast<const v1::ObserveRequest*>(&request) == nullptr) {
+      return std::nullopt;
+    }
+    return FakeAgent::Refusal(grpc::StatusCode::NOT_FOUND, "CHILD_NOT_FOUND");
+  });
+  agent_.Come();
+  call.join();
+  EXPECT_EQ(Word(reply), "OUTCOME_UNKNOWN");
+}
+
+TEST_F(ClientTest, ACallWithoutAReplyEndsInTime) {
+  agent_.Append("a");
+  const absl::StatusOr<v1::Event> reply =
+      Connect().Find("a")->Call("1", {.where = {Where("/id")}, .timeout = milliseconds(100)});
+  EXPECT_EQ(reply.status().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(Word(reply), "NO_REPLY_DEADLINE");
+  EXPECT_THAT(std::string(reply.status().message()),
+              HasSubstr("within 100 ms; the message is in the child's socket"));
+}
+
+TEST_F(ClientTest, ACallWhoseSendIsNotAnsweredEndsInTime) {
+  agent_.Append("a");
+  Record let_go;
+  agent_.SetOnSent([&let_go](const v1::SendMessageRequest&) { let_go.AwaitWord("go"); });
+  Client client = Connect();
+  const absl::StatusOr<v1::Event> reply =
+      client.Find("a")->Call("1", {.timeout = milliseconds(100)});
+  let_go.Add("go");
+  agent_.Go();  // waits for who waits here
+  EXPECT_EQ(Word(reply), "NO_REPLY_DEADLINE");
+  EXPECT_THAT(std::string(reply.status().message()),
+              HasSubstr("the child may have the message or not"));
+}
+
+TEST_F(ClientTest, ACallToAnAgentThatIsAwayEndsInTime) {
+  agent_.Append("a");
+  Client client = Connect();
+  absl::StatusOr<Child> child = client.Find("a");
+  agent_.Go();
+  const auto before = steady_clock::now();
+  const absl::StatusOr<v1::Event> reply = child->Call("1", {.timeout = milliseconds(100)});
+  EXPECT_EQ(reply.status().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(Word(reply), "NOT_SENT_DEADLINE");
+  EXPECT_LT(steady_clock::now() - before, seconds(10));  // the client would wait 20 s
+}
+
+TEST_F(ClientTest, ASendToAnAgentThatIsAwayEndsInTime) {
+  agent_.Append("a");
+  Client client = Connect();
+  absl::StatusOr<Child> child = client.Find("a");
+  agent_.Go();
+  const auto before = steady_clock::now();
+  EXPECT_EQ(ErrorReason(child->Send("1", {.timeout = milliseconds(100)}).status()),
+            "NOT_SENT_DEADLINE");
+  EXPECT_LT(steady_clock::now() - before, seconds(10));
+}
+
+TEST_F(ClientTest, ManyCallsAtOnceGetTheirOwnReplies) {
+  constexpr int kCalls = 4;
+  agent_.Append("a");
+  agent_.SetOnSent([this](const v1::SendMessageRequest& request) {
+    // The last one's first.
+    if (request.json() == std::to_string(kCalls)) {
+      for (int i = kCalls; i > 0; --i) {
+        agent_.Append("a", Message(fmt::format(R"({{"id":{}}})", i)));
+      }
+    }
+  });
+  Client client = Connect();
+  absl::StatusOr<Child> child = client.Find("a");
+  std::vector<std::thread> calls;
+  std::vector<absl::StatusOr<v1::Event>> replies(kCalls);
+  for (int i = 1; i <= kCalls; ++i) {
+    calls.emplace_back([&, i] {
+      const std::string number = std::to_string(i);
+      replies[i - 1] = child->Call(number, {.where = {Where("/id", number)}});
+    });
+    agent_.AwaitEvents(1 + i);
+  }
+  for (int i = 1; i <= kCalls; ++i) {
+    calls[i - 1].join();
+    EXPECT_EQ(Word(replies[i - 1]), fmt::format(R"({{"id":{}}})", i));
+  }
+}
+
 // --- Attach ---
 
 // What Attach was asked for: `send 1`, `repeat 1`, `signal`... with its number.

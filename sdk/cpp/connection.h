@@ -51,7 +51,8 @@ class Connection {
   template <typename Request, typename Response>
   using Method = grpc::Status (Stub::*)(grpc::ClientContext*, const Request&, Response*);
 
-  // Calls a unary method. OUTCOME_UNKNOWN, too, if there is no answer within `timeout` (0: none).
+  // Calls a unary method. OUTCOME_UNKNOWN, too, if there is no answer within `timeout` (0: none);
+  // NOT_SENT_DEADLINE if the agent was away for all of that time.
   template <typename Request, typename Response>
   absl::StatusOr<Response> Call(Method<Request, Response> method, Request request, Lost lost,
                                 std::chrono::milliseconds timeout = {});
@@ -102,13 +103,20 @@ absl::StatusOr<Response> Connection::Call(Method<Request, Response> method, Requ
   if (absl::Status status = CheckUtf8(request); !status.ok()) {
     return status;
   }
-  const auto deadline = std::chrono::system_clock::now() + timeout;
-  Reconnection reconnection(*this);
+  const Clock::time_point deadline =
+      timeout.count() > 0 ? Clock::now() + timeout : Clock::time_point::max();
+  Reconnection reconnection(*this, [deadline] { return Clock::now() >= deadline; });
   absl::Status status = reconnection.Wait();
+  if (absl::IsCancelled(status)) {
+    return ClientError(absl::StatusCode::kDeadlineExceeded, "NOT_SENT_DEADLINE",
+                       "the agent is away, and the time to wait for it is over");
+  }
   while (status.ok()) {
     grpc::ClientContext context;
     if (timeout.count() > 0) {
-      context.set_deadline(deadline);
+      // The clocks in this order: never earlier than `deadline`.
+      const Clock::duration left = deadline - Clock::now();
+      context.set_deadline(std::chrono::system_clock::now() + left);
     }
     Response response;
     status = FromRpc(((*stub_).*method)(&context, request, &response));

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <iterator>
 #include <utility>
 
 #include "google/rpc/error_details.pb.h"
@@ -21,6 +22,43 @@ using std::chrono::steady_clock;
 constexpr char kPrefix[] = "agents/fake/children/";
 
 std::string IdOf(const std::string& name) { return name.substr(name.rfind('/') + 1); }
+
+bool FitsKind(const v1::Event& event, const v1::Observation& observation) {
+  static constexpr std::pair<v1::Event::KindCase, v1::EventKind> kKinds[] = {
+      {v1::Event::kFromChild, v1::EVENT_KIND_MESSAGE},
+      {v1::Event::kToChild, v1::EVENT_KIND_MESSAGE},
+      {v1::Event::kStarted, v1::EVENT_KIND_STARTED},
+      {v1::Event::kDisconnected, v1::EVENT_KIND_DISCONNECTED},
+      {v1::Event::kExited, v1::EVENT_KIND_EXITED},
+      {v1::Event::kClosed, v1::EVENT_KIND_CLOSED},
+  };
+  const auto& asked = observation.kinds();
+  return asked.empty() || std::any_of(std::begin(kKinds), std::end(kKinds), [&](const auto& kind) {
+           return kind.first == event.kind_case() &&
+                  std::find(asked.begin(), asked.end(), kind.second) != asked.end();
+         });
+}
+
+// Knows pointers to members of the outermost object, which is written without spaces.
+bool FitsContent(const std::string& json, const v1::ContentFilter& where) {
+  const std::string member = "\"" + where.pointer().substr(1) + "\":";
+  return json.find(where.has_equals() ? member + where.equals() + "," : member) !=
+             std::string::npos ||
+         (where.has_equals() && json.find(member + where.equals() + "}") != std::string::npos);
+}
+
+bool Fits(const v1::Event& event, const v1::Observation& observation) {
+  if (!FitsKind(event, observation)) {
+    return false;
+  }
+  if (!event.has_from_child() && !event.has_to_child()) {
+    return true;
+  }
+  return observation.direction() !=
+             (event.has_from_child() ? v1::DIRECTION_TO_CHILD : v1::DIRECTION_FROM_CHILD) &&
+         std::all_of(observation.where().begin(), observation.where().end(),
+                     [&](const auto& where) { return FitsContent(event.json(), where); });
+}
 
 bool IsRefusal(const std::optional<grpc::Status>& answer) {
   return answer.has_value() && !answer->error_details().empty();
@@ -108,6 +146,13 @@ void FakeAgent::Forget() {
   head_ = 0;
 }
 
+void FakeAgent::AwaitEvents(int64_t count) const {
+  const auto deadline = steady_clock::now() + std::chrono::seconds(20);
+  ipc::MutexLock lock(mutex_);
+  while (head_ < count && changed_.WaitUntil(mutex_, deadline)) {
+  }
+}
+
 std::vector<std::string> FakeAgent::requests() const {
   ipc::MutexLock lock(mutex_);
   return requests_;
@@ -123,6 +168,11 @@ void FakeAgent::AwaitRequests(size_t count) const {
 void FakeAgent::SetRefuse(Refuse refuse) {
   ipc::MutexLock lock(mutex_);
   refuse_ = std::move(refuse);
+}
+
+void FakeAgent::SetOnSent(OnSent on_sent) {
+  ipc::MutexLock lock(mutex_);
+  on_sent_ = std::move(on_sent);
 }
 
 void FakeAgent::CutObserve(int64_t responses, grpc::Status status) {
@@ -234,19 +284,21 @@ grpc::Status FakeAgent::ListChildren(grpc::ServerContext*, const v1::ListChildre
 }
 
 template <typename Request>
-grpc::Status FakeAgent::Send(const std::string& child, const Request& request) {
+grpc::Status FakeAgent::Send(const std::string& child, const Request& request, int64_t& sequence) {
   ipc::MutexLock lock(mutex_);
-  if (request_ids_.contains(request.request_id())) {
+  if (const auto sent = request_ids_.find(request.request_id()); sent != request_ids_.end()) {
+    sequence = sent->second;
     return grpc::Status::OK;
   }
   if (request.repeat()) {
     return Refusal(grpc::StatusCode::UNKNOWN, "OUTCOME_UNKNOWN");
   }
-  request_ids_.insert(request.request_id());
   v1::Event event;
   event.mutable_to_child()->set_request_id(request.request_id());
   event.set_json(request.json());
   AppendLocked(child, std::move(event));
+  sequence = head_;
+  request_ids_[request.request_id()] = sequence;
   return grpc::Status::OK;
 }
 
@@ -256,10 +308,18 @@ grpc::Status FakeAgent::SendMessage(grpc::ServerContext*, const v1::SendMessageR
   if (IsRefusal(answer)) {
     return *answer;
   }
-  const grpc::Status sent = Send(IdOf(request->child()), *request);
-  ipc::MutexLock lock(mutex_);
+  int64_t sequence = 0;
+  const grpc::Status sent = Send(IdOf(request->child()), *request, sequence);
   response->set_outcome(v1::SEND_OUTCOME_WRITTEN);
-  response->set_sequence(head_);
+  response->set_sequence(sequence);
+  OnSent on_sent;
+  {
+    ipc::MutexLock lock(mutex_);
+    on_sent = on_sent_;
+  }
+  if (on_sent && sent.ok() && !request->repeat()) {
+    on_sent(*request);
+  }
   return answer.value_or(sent);
 }
 
@@ -325,11 +385,13 @@ std::vector<v1::ObserveResponse> FakeAgent::Beginning(const v1::ObserveStart& st
   return responses;
 }
 
-std::optional<v1::ObserveResponse> FakeAgent::NextBatch(int64_t& after) const {
+std::optional<v1::ObserveResponse> FakeAgent::NextBatch(const v1::Observation& observation,
+                                                        int64_t& after) const {
   std::vector<const v1::Event*> events;
   for (const auto& [name, child] : children_) {
     for (const v1::Event& event : child.events) {
-      if (event.sequence() > after && event.child_sequence() > child.turned_over) {
+      if (event.sequence() > after && event.child_sequence() > child.turned_over &&
+          Fits(event, observation)) {
         events.push_back(&event);
       }
     }
@@ -387,7 +449,8 @@ grpc::Status FakeAgent::Observe(grpc::ServerContext* context, const v1::ObserveR
     if (request->observation().events_max() > 0 && events >= request->observation().events_max()) {
       fin.mutable_fin()->set_reason(v1::Fin::REASON_EVENTS_MAX);
       waiting.push_back(fin);
-    } else if (std::optional<v1::ObserveResponse> batch = NextBatch(after)) {
+    } else if (std::optional<v1::ObserveResponse> batch =
+                   NextBatch(request->observation(), after)) {
       const int64_t room = request->observation().events_max() - events;
       if (request->observation().events_max() > 0 && batch->batch().events_size() > room) {
         batch->mutable_batch()->mutable_events()->DeleteSubrange(
@@ -432,7 +495,8 @@ grpc::Status FakeAgent::Attach(
          Beginning(open.open().observation().start(), after)) {
       show(response);
     }
-    while (const std::optional<v1::ObserveResponse> batch = NextBatch(after)) {
+    while (const std::optional<v1::ObserveResponse> batch =
+               NextBatch(open.open().observation(), after)) {
       show(*batch);
     }
   }
@@ -451,7 +515,8 @@ grpc::Status FakeAgent::Attach(
     }
     grpc::Status done = Take(request).value_or(grpc::Status::OK);
     if (request.has_send() && done.ok()) {
-      done = Send(child, request.send());
+      int64_t sequence = 0;
+      done = Send(child, request.send(), sequence);
     }
     if (cut.has_value() && ++taken == cut->count) {
       return cut->status;
@@ -465,7 +530,8 @@ grpc::Status FakeAgent::Attach(
     }
     stream->Write(answer);
     ipc::MutexLock lock(mutex_);
-    while (const std::optional<v1::ObserveResponse> batch = NextBatch(after)) {
+    while (const std::optional<v1::ObserveResponse> batch =
+               NextBatch(open.open().observation(), after)) {
       show(*batch);
     }
   }

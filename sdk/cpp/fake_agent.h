@@ -8,7 +8,6 @@
 #include <map>
 #include <memory>
 #include <optional>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -42,6 +41,8 @@ class FakeAgent final : public v1::BridgeService::Service {
   void TurnOver(const std::string& child, int64_t count);
   // A new life of the log: no children, no events.
   void Forget();
+  // Waits until the log has so many events.
+  void AwaitEvents(int64_t count) const;
 
   // --- Calls. ---
 
@@ -54,6 +55,11 @@ class FakeAgent final : public v1::BridgeService::Service {
   // for is done.
   using Refuse = std::function<std::optional<grpc::Status>(const google::protobuf::Message&)>;
   void SetRefuse(Refuse refuse);
+
+  // Called with each message that was sent by SendMessage, when it is in the log and before it is
+  // answered.
+  using OnSent = std::function<void(const v1::SendMessageRequest&)>;
+  void SetOnSent(OnSent on_sent);
 
   // The next Observe ends with `status` after so many responses.
   void CutObserve(int64_t responses, grpc::Status status);
@@ -102,17 +108,18 @@ class FakeAgent final : public v1::BridgeService::Service {
 
   // Records a request; what it is answered with instead.
   std::optional<grpc::Status> Take(const google::protobuf::Message& request);
-  // Does a send, once for each request id.
+  // Does a send, once for each request id; `sequence` is that of its event.
   template <typename Request>
-  grpc::Status Send(const std::string& child, const Request& request);
+  grpc::Status Send(const std::string& child, const Request& request, int64_t& sequence);
   void AppendLocked(const std::string& child, v1::Event event)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   v1::Cursor CursorAt(int64_t sequence) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // What an observation that begins now is sent first; moves `after` to its place.
   std::vector<v1::ObserveResponse> Beginning(const v1::ObserveStart& start, int64_t& after) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // The next batch, of two events at most; unset if there is none.
-  std::optional<v1::ObserveResponse> NextBatch(int64_t& after) const
+  // The next batch, of two events that fit at most; unset if there is none.
+  std::optional<v1::ObserveResponse> NextBatch(const v1::Observation& observation,
+                                               int64_t& after) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   std::string directory_;
@@ -124,8 +131,9 @@ class FakeAgent final : public v1::BridgeService::Service {
   int64_t epoch_ ABSL_GUARDED_BY(mutex_) = 1;
   int64_t head_ ABSL_GUARDED_BY(mutex_) = 0;
   std::vector<std::string> requests_ ABSL_GUARDED_BY(mutex_);
-  std::set<std::string> request_ids_ ABSL_GUARDED_BY(mutex_);  // of sends
+  std::map<std::string, int64_t> request_ids_ ABSL_GUARDED_BY(mutex_);  // of sends: the sequence
   Refuse refuse_ ABSL_GUARDED_BY(mutex_);
+  OnSent on_sent_ ABSL_GUARDED_BY(mutex_);
   std::optional<Cut> cut_observe_ ABSL_GUARDED_BY(mutex_);
   std::optional<Cut> cut_attach_ ABSL_GUARDED_BY(mutex_);
   std::optional<v1::Fin::Reason> fin_ ABSL_GUARDED_BY(mutex_);

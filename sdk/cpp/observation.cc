@@ -15,7 +15,8 @@ bool CanResume(const absl::Status& status) {
 }
 
 absl::StatusOr<std::shared_ptr<Observation::Impl>> Observation::Impl::Start(
-    std::shared_ptr<Connection> connection, v1::ObserveRequest request, Observer observer) {
+    std::shared_ptr<Connection> connection, v1::ObserveRequest request, Observer observer,
+    Connection::Clock::time_point deadline) {
   if (request.parent().empty()) {
     request.set_parent("agents/-");
   }
@@ -31,7 +32,7 @@ absl::StatusOr<std::shared_ptr<Observation::Impl>> Observation::Impl::Start(
   const std::shared_ptr<Impl> impl(
       new Impl(std::move(connection), std::move(request), std::move(observer)));
   impl->thread_.Start(impl);
-  if (absl::Status status = impl->thread_.AwaitStanding(); !status.ok()) {
+  if (absl::Status status = impl->thread_.AwaitStanding(deadline); !status.ok()) {
     impl->thread_.Close();
     return status;
   }

@@ -18,9 +18,10 @@ bool CanResume(const absl::Status& status);
 
 class Observation::Impl : public StreamThread::Stream {
  public:
-  // Answers when it stands.
+  // Answers when it stands; DEADLINE_EXCEEDED if that is not by `deadline`.
   static absl::StatusOr<std::shared_ptr<Impl>> Start(std::shared_ptr<Connection> connection,
-                                                     v1::ObserveRequest request, Observer observer);
+                                                     v1::ObserveRequest request, Observer observer,
+                                                     Connection::Clock::time_point deadline);
 
   StreamThread& thread() { return thread_; }
   const Progress& progress() const { return progress_; }

@@ -69,12 +69,12 @@ absl::Status StreamThread::RunStreams() {
   return stopped_ ? absl::CancelledError("stopped") : stream_.Finished(waited).value_or(waited);
 }
 
-absl::Status StreamThread::AwaitStanding() {
+absl::Status StreamThread::AwaitStanding(Connection::Clock::time_point deadline) {
   ipc::MutexLock lock(mutex_);
-  while (!standing_ && !end_.has_value()) {
-    changed_.Wait(mutex_);
+  while (!standing_ && !end_.has_value() && changed_.WaitUntil(mutex_, deadline)) {
   }
-  return standing_ ? absl::OkStatus() : *end_;
+  return standing_ ? absl::OkStatus()
+                   : end_.value_or(absl::DeadlineExceededError("the stream does not stand yet"));
 }
 
 void StreamThread::Standing() {

@@ -44,8 +44,8 @@ class StreamThread {
   // the owner goes. From a callback, the thread ends by itself when that returns.
   void Close();
 
-  // Waits until the first stream stands: OK, or how it ended before.
-  absl::Status AwaitStanding();
+  // Waits until the first stream stands: OK, how it ended before, or DEADLINE_EXCEEDED.
+  absl::Status AwaitStanding(Connection::Clock::time_point deadline);
   // From Stream::Run.
   void Standing();
 
