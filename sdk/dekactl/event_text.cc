@@ -63,7 +63,11 @@ std::string Payload(const v1::Event& event, int64_t size_bytes) {
       break;
   }
   const int64_t missing = size_bytes - static_cast<int64_t>(payload.size());
-  return missing > 0 ? fmt::format("{}... ({} bytes more)", payload, missing) : payload;
+  if (missing <= 0) {
+    return payload;
+  }
+  return payload.empty() ? fmt::format("({} bytes)", missing)
+                         : fmt::format("{}... ({} bytes more)", payload, missing);
 }
 
 std::string DisconnectedText(const v1::Disconnected& disconnected) {
@@ -145,6 +149,10 @@ std::string Missed(const v1::Gap& gap) {
       return events + ": the child ended long ago";
     case v1::Gap::REASON_OTHER_EPOCH:
       return events + ": the cursor is of another life of the log";
+    case v1::Gap::REASON_RATE:
+      return events + ": more in a second than were asked for";
+    case v1::Gap::REASON_BLOCK_TIMEOUT:
+      return events + ": the child was held back as long as it may be";
     default:
       return events;
   }

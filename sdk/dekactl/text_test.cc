@@ -3,7 +3,10 @@
 #include <time.h>
 
 #include <chrono>
+#include <optional>
+#include <set>
 #include <string>
+#include <string_view>
 
 #include "gtest/gtest.h"
 #include "sdk/dekactl/cursor_text.h"
@@ -178,10 +181,50 @@ TEST(EventJsonTest, DepthIsNoReasonToQuote) {
   EXPECT_TRUE(EventJson(MakeMessage(deep)).ends_with(deep + "}"));
 }
 
-TEST(EventJsonTest, ACutMessageStaysAString) {
-  const std::string line = EventJson(MakeMessage(R"({"a":)"));
-  EXPECT_TRUE(line.ends_with(R"("json":"{\"a\":"})")) << line;
-  EXPECT_EQ(line.find("\"message\""), std::string::npos);
+// The line of `event`, from its payload on.
+std::string PayloadJson(const v1::Event& event) {
+  const std::string line = EventJson(event);
+  return line.substr(line.rfind("},") + 2);
+}
+
+TEST(EventJsonTest, WhatIsCutIsNoMessage) {
+  // A part of a message may be JSON, too.
+  for (const char* json : {R"({"a":"\u0001é)", "12", ""}) {
+    v1::Event event = MakeMessage(json);
+    event.mutable_from_child()->set_size_bytes(100);
+    v1::Event text;
+    text.set_text(json);
+    std::string expected = ToJson(text);
+    expected.pop_back();
+    EXPECT_EQ(PayloadJson(event), "\"payloadCut\":" + expected + R"(,"sizeBytes":"100"}})");
+  }
+  v1::Event event = MakeMessage("");
+  event.clear_payload();
+  event.mutable_from_child()->set_size_bytes(100);
+  EXPECT_EQ(PayloadJson(event), R"("payloadCut":{"text":"","sizeBytes":"100"}})");
+}
+
+TEST(EventJsonTest, WhatIsNoJsonIsNoMessage) {
+  EXPECT_EQ(PayloadJson(MakeMessage(R"({"a":)")),
+            R"("payloadCut":{"text":"{\"a\":","sizeBytes":"5"}})");
+}
+
+TEST(EventJsonTest, ACutLineOfOutputIsNoText) {
+  v1::Event event;
+  event.mutable_output()->set_size_bytes(9);
+  event.set_text("12345678");
+  EXPECT_EQ(PayloadJson(event), R"("payloadCut":{"text":"12345678","sizeBytes":"9"}})");
+  event.set_raw("\xff");
+  EXPECT_EQ(PayloadJson(event), R"("payloadCut":{"raw":"/w==","sizeBytes":"9"}})");
+  event.set_text("123456789");
+  EXPECT_EQ(PayloadJson(event), R"("text":"123456789"})");
+}
+
+TEST(EventJsonTest, ABadFrameHasItsFirstBytes) {
+  v1::Event event;
+  event.mutable_error()->set_size_bytes(9);
+  event.set_raw("{x");
+  EXPECT_EQ(PayloadJson(event), R"("raw":"e3g="})");
 }
 
 TEST(EventJsonTest, OtherEventsAreInProtobufsMapping) {
@@ -246,6 +289,27 @@ TEST_F(EventTextTest, SaysHowMuchOfAMessageIsMissing) {
   v1::Event event = MakeMessage("[1,2");
   event.mutable_from_child()->set_size_bytes(100);
   EXPECT_EQ(text.Line(event), "01:02:03.045 k3jd  from          [1,2... (96 bytes more)");
+}
+
+TEST_F(EventTextTest, SaysHowLongAMessageIsOfWhichNothingIsShown) {
+  EventText text(false);
+  v1::Event event = MakeMessage("");
+  event.mutable_from_child()->set_size_bytes(100);
+  EXPECT_EQ(text.Line(event), "01:02:03.045 k3jd  from          (100 bytes)");
+}
+
+TEST_F(EventTextTest, EveryReasonOfAGapHasItsWords) {
+  EventText text(false);
+  std::set<std::string> said;
+  const auto& reasons = *v1::Gap::Reason_descriptor();
+  for (int i = 0; i < reasons.value_count(); ++i) {
+    v1::Gap gap;
+    gap.set_from_child_sequence(2);
+    gap.set_to_child_sequence(2);
+    gap.set_reason(static_cast<v1::Gap::Reason>(reasons.value(i)->number()));
+    said.insert(text.Line(gap, MakeCursor("a", 1, 9)));
+  }
+  EXPECT_EQ(said.size(), static_cast<size_t>(reasons.value_count()));
 }
 
 TEST_F(EventTextTest, AGapSaysWhatWhyAndWhereToGoOn) {
