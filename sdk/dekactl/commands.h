@@ -2,6 +2,10 @@
 #ifndef SDK_DEKACTL_COMMANDS_H_
 #define SDK_DEKACTL_COMMANDS_H_
 
+#include <cstddef>
+#include <string>
+#include <vector>
+
 #include "CLI/CLI.hpp"
 #include "sdk/dekactl/context.h"
 
@@ -24,6 +28,16 @@ CLI::Option* AddChildArgument(CLI::App& command, Value& value) {
   return command.add_option("CHILD", value, "Its name, its id, or its resource name")
       ->type_name("CHILD")
       ->option_text(" ");
+}
+
+// Refuses more conditions than the agent takes; `flag` names what gives them.
+inline void CheckWhere(const std::string& flag, const std::vector<std::string>& where) {
+  constexpr size_t kWhereMax = 16;
+  if (where.size() > kWhereMax) {
+    throw CLI::ValidationError(flag, std::to_string(where.size()) +
+                                         " conditions are too many; write at most " +
+                                         std::to_string(kWhereMax));
+  }
 }
 
 }  // namespace deka::dekactl

@@ -127,9 +127,14 @@ std::string Takes(const CLI::Option& option) {
   }
   std::string words;
   for (const char letter : type) {
-    if (std::isupper(static_cast<unsigned char>(letter)) == 0) {
-      words += letter == '|' ? ' ' : letter;
+    if (letter != '|' && std::isupper(static_cast<unsigned char>(letter)) == 0) {
+      words += letter;
+    } else if (letter == '|' && !words.empty() && words.back() != ' ') {
+      words += ' ';
     }
+  }
+  if (words.ends_with(' ')) {
+    words.pop_back();
   }
   return words;
 }

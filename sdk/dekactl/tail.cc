@@ -1,4 +1,6 @@
+#include <chrono>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,19 +18,38 @@ namespace {
 struct Options {
   std::vector<std::string> children;
   std::string from = "latest";
+  std::string since;
+  std::vector<std::string> labels;
   std::string direction;
   std::vector<std::string> kinds;
+  std::vector<std::string> where;
+  std::string payload = "full";
+  int64_t rate = 0;
+  std::string when_slow;
+  std::string hold;
   bool json = false;
   int64_t events_max = 0;
   std::string duration;
 };
 
+google::protobuf::Duration ToDuration(const std::string& word) {
+  return google::protobuf::util::TimeUtil::MillisecondsToDuration(ParseDuration(word)->count());
+}
+
 v1::ObserveRequest Request(const Options& options) {
   v1::ObserveRequest request;
   request.mutable_filter()->mutable_children()->Assign(options.children.begin(),
                                                        options.children.end());
+  for (const std::string& label : options.labels) {
+    auto [key, value] = *ParsePair("--label", label);
+    (*request.mutable_filter()->mutable_labels())[key] = value;
+  }
   v1::Observation& observation = *request.mutable_observation();
   *observation.mutable_start() = *ParseStart(options.from);
+  if (!options.since.empty()) {
+    *observation.mutable_start()->mutable_since() =
+        *ParseSince(options.since, std::chrono::system_clock::now());
+  }
   observation.set_until_closed(!options.children.empty());
   observation.set_events_max(options.events_max);
   for (const std::string& kind : options.kinds) {
@@ -36,14 +57,26 @@ v1::ObserveRequest Request(const Options& options) {
   }
   if (!options.direction.empty()) {
     observation.set_direction(*ParseDirection(options.direction));
-    // A direction is one of messages, so without a kind it asks for messages.
-    if (options.kinds.empty()) {
-      observation.add_kinds(v1::EVENT_KIND_MESSAGE);
-    }
+  }
+  for (const std::string& where : options.where) {
+    *observation.add_where() = *ParseWhere(where);
+  }
+  // Direction and content are those of messages, so without a kind they ask for messages.
+  if (options.kinds.empty() && (!options.direction.empty() || !options.where.empty())) {
+    observation.add_kinds(v1::EVENT_KIND_MESSAGE);
+  }
+  if (const std::optional<int64_t> bytes = *ParsePayload(options.payload); bytes.has_value()) {
+    observation.set_payload_bytes_max(*bytes);
+  }
+  observation.set_events_per_second_max(options.rate);
+  if (!options.when_slow.empty()) {
+    observation.set_when_slow(*ParseSlow(options.when_slow));
+  }
+  if (!options.hold.empty()) {
+    *observation.mutable_hold_max() = ToDuration(options.hold);
   }
   if (!options.duration.empty()) {
-    *observation.mutable_duration() = google::protobuf::util::TimeUtil::MillisecondsToDuration(
-        ParseDuration(options.duration)->count());
+    *observation.mutable_duration() = ToDuration(options.duration);
   }
   return request;
 }
@@ -93,7 +126,11 @@ int Tail(const Options& options, Context& context) {
   }
   const std::optional<Stream::End> end = stream.end();
   bool complete = true;
-  if (end.has_value() && !end->status.ok()) {
+  bool too_slow = false;
+  if (end.has_value() && ErrorReason(end->status) == "TOO_SLOW") {
+    why = "too slow: the log has turned over before all of it was read";
+    too_slow = true;
+  } else if (end.has_value() && !end->status.ok()) {
     context.Fail(end->status);
     why = "not complete";
     complete = false;
@@ -103,7 +140,7 @@ int Tail(const Options& options, Context& context) {
   }
   context.Say(
       fmt::format("{}; --from after:{} goes on here", why, CursorText(observation->cursor())));
-  return !complete ? kError : stream.missed() ? kMissed : kComplete;
+  return !complete ? kError : too_slow || stream.missed() ? kMissed : kComplete;
 }
 
 }  // namespace
@@ -116,9 +153,22 @@ void AddTail(CLI::App& app, Context& context) {
       "Its end, on standard error, says where another tail goes on. Exits with 4 if it missed "
       "anything.");
   AddChildArgument(*command, options->children);
-  command->add_option("--from", options->from, "Where to begin; default: latest")
-      ->type_name("earliest|latest|last:N|after:CURSOR")
-      ->check(Check(ParseStart));
+  CLI::Option* from =
+      command->add_option("--from", options->from, "Where to begin; default: latest")
+          ->type_name("earliest|latest|last:N|after:CURSOR")
+          ->check(Check(ParseStart));
+  command
+      ->add_option("--since", options->since,
+                   "Begin at this time, 2026-07-05T14:30:00Z, or this long ago, 10m")
+      ->type_name("TIME")
+      ->excludes(from)
+      ->check(Check([](std::string_view word) {
+        return ParseSince(word, std::chrono::system_clock::now());
+      }));
+  command->add_option("--label", options->labels, "Only children that have this label; repeatable")
+      ->type_name("KEY=VALUE")
+      ->allow_extra_args(false)
+      ->check(Check([](std::string_view word) { return ParsePair("--label", word); }));
   command
       ->add_option("--direction", options->direction,
                    "Only messages, only those from a child or to it")
@@ -132,16 +182,54 @@ void AddTail(CLI::App& app, Context& context) {
       ->type_name(kinds)
       ->allow_extra_args(false)
       ->check(Check(ParseKind));
+  command
+      ->add_option("--where", options->where,
+                   "Only messages in which VALUE stands at POINTER, a JSON Pointer, or, without a "
+                   "VALUE, anything does: /user/name=bob, /items/0. A VALUE that is no JSON is a "
+                   "string. Repeatable: all must fit")
+      ->type_name("POINTER[=VALUE]")
+      ->allow_extra_args(false)
+      ->check(Check(ParseWhere));
+  command
+      ->add_option("--payload", options->payload,
+                   "How much to show of a message or a line of output: 200, 4k; default: full")
+      ->type_name("full|none|BYTES")
+      ->check(Check(ParsePayload));
+  command
+      ->add_option("--rate", options->rate,
+                   "Show at most N events a second; the others are shown as missed")
+      ->type_name("N")
+      ->check(Check(ParseCount));
+  command
+      ->add_option("--when-slow", options->when_slow,
+                   "If the log turns over before all of it is read here: gap shows what was missed "
+                   "and goes on (the default), disconnect ends with 4, block holds the child back "
+                   "instead, so that nothing is missed")
+      ->type_name("gap|disconnect|block")
+      ->check(Check(ParseSlow));
+  command
+      ->add_option("--hold", options->hold,
+                   "How long --when-slow block may hold a child back at once, at most 8s; "
+                   "default: 5s")
+      ->type_name("DURATION")
+      ->check(Check(ParseHold));
   command->add_flag("--json", options->json,
-                    "One object a line, in protobuf's JSON mapping, a message as it is under "
-                    "\"message\"");
+                    "One object a line, in protobuf's JSON mapping; a message as it is under "
+                    "\"message\", what --payload has cut under \"payloadCut\"");
   command->add_option("--max-events", options->events_max, "End after N events")
       ->type_name("N")
       ->check(Check(ParseCount));
   command->add_option("--for", options->duration, "End after this time: 500ms, 10s, 5m, 1h")
       ->type_name("DURATION")
       ->check(Check(ParseDuration));
-  command->callback([options, &context] { context.exit_code = Tail(*options, context); });
+  command->callback([options, &context] {
+    CheckWhere("--where", options->where);
+    if (!options->hold.empty() && options->when_slow != "block") {
+      throw CLI::ValidationError(
+          "--hold", "nothing is held back without --when-slow block; write both, or neither");
+    }
+    context.exit_code = Tail(*options, context);
+  });
 }
 
 }  // namespace deka::dekactl

@@ -133,6 +133,87 @@ TEST(WordsTest, ParsesDurations) {
   }
 }
 
+TEST(WordsTest, ParsesHowLongAChildMayBeHeldBack) {
+  EXPECT_EQ(ParseHold("1ms").value(), milliseconds(1));
+  EXPECT_EQ(ParseHold("8s").value(), seconds(8));
+  EXPECT_EQ(ParseHold("8.001s").status().message(),
+            "8.001s is too long to hold a child back; write at most 8s");
+  EXPECT_FALSE(ParseHold("5").ok());
+}
+
+TEST(WordsTest, ParsesSince) {
+  const auto now = std::chrono::system_clock::time_point(seconds(1'000'000));
+  EXPECT_EQ(ParseSince("10m", now)->seconds(), 1'000'000 - 600);
+  EXPECT_EQ(ParseSince("1500ms", now)->nanos(), 500'000'000);
+  EXPECT_EQ(ParseSince("1970-01-01T00:01:00Z", now)->seconds(), 60);
+  EXPECT_EQ(ParseSince("1970-01-01T02:01:00.25+02:00", now)->ShortDebugString(),
+            "seconds: 60 nanos: 250000000");
+  for (const char* word : {"", "10", "yesterday", "2026-07-05", "14:30", "2026-07-05 14:30:00",
+                           "2026-07-05T14:30:00", "2026-13-05T14:30:00Z", "-10m"}) {
+    const auto since = ParseSince(word, now);
+    EXPECT_EQ(since.status().code(), absl::StatusCode::kInvalidArgument) << word;
+    EXPECT_NE(since.status().message().find("write how long ago, as 10m"), std::string::npos);
+  }
+}
+
+TEST(WordsTest, ParsesHowMuchOfAPayload) {
+  using Bytes = std::optional<int64_t>;
+  EXPECT_EQ(ParsePayload("full").value(), Bytes());
+  EXPECT_EQ(ParsePayload("none").value(), Bytes(0));
+  EXPECT_EQ(ParsePayload("1").value(), Bytes(1));
+  EXPECT_EQ(ParsePayload("4k").value(), Bytes(4096));
+  EXPECT_EQ(ParsePayload("64m").value(), Bytes(64 << 20));
+  EXPECT_EQ(ParsePayload("67108864").value(), Bytes(64 << 20));
+  for (const char* word : {"", "0", "-1", "k", "1.5k", "4kb", "4K", "65m", "67108865", "all",
+                           "99999999999999999999", "9223372036854775807k"}) {
+    EXPECT_EQ(ParsePayload(word).status().code(), absl::StatusCode::kInvalidArgument) << word;
+  }
+}
+
+TEST(WordsTest, ParsesWhatToDoWithASlowObserver) {
+  for (const std::string& word : SlowWords()) {
+    EXPECT_TRUE(ParseSlow(word).ok()) << word;
+  }
+  EXPECT_EQ(ParseSlow("block").value(), v1::SLOW_POLICY_BLOCK);
+  EXPECT_EQ(ParseSlow("wait").status().message(),
+            "wait is no policy for a slow observer; write one of gap, disconnect, block");
+}
+
+TEST(WordsTest, ParsesConditions) {
+  const auto where = [](std::string_view word) {
+    const absl::StatusOr<v1::ContentFilter> parsed = ParseWhere(word);
+    if (!parsed.ok()) {
+      return std::string(parsed.status().message());
+    }
+    return parsed->has_equals() ? parsed->pointer() + " is " + parsed->equals()
+                                : parsed->pointer() + " exists";
+  };
+  EXPECT_EQ(where("/id"), "/id exists");
+  EXPECT_EQ(where("/id=7"), "/id is 7");
+  EXPECT_EQ(where("/id="), R"(/id is "")");
+  EXPECT_EQ(where("=7"), " is 7");
+  EXPECT_EQ(where("/"), "/ exists");
+  EXPECT_EQ(where("/a~1b/~0/0=true"), "/a~1b/~0/0 is true");
+  EXPECT_EQ(where("/name=bob"), R"(/name is "bob")");
+  EXPECT_EQ(where(R"(/name="7")"), R"(/name is "7")");
+  EXPECT_EQ(where("/name=a=\"b\\\n"), R"(/name is "a=\"b\\\n")");
+  EXPECT_EQ(where(R"(/x={"a": [1]})"), R"(/x is {"a": [1]})");
+  EXPECT_EQ(where("/x=nan"), R"(/x is "nan")");
+  EXPECT_EQ(where("/x=1e999"), "/x is 1e999");
+  EXPECT_EQ(where("id=7"),
+            "id=7: the pointer does not begin with /; write one before each key or index, or leave "
+            "the pointer empty for the whole value; an example: /user/name=bob");
+  EXPECT_NE(where("").find("a condition is missing"), std::string::npos);
+  EXPECT_NE(where("/a~2").find("write ~0 for ~"), std::string::npos);
+  EXPECT_NE(where("/\xff").find("not UTF-8"), std::string::npos);
+  EXPECT_NE(where("/" + std::string(1023, 'x')).find("exists"), std::string::npos);
+  EXPECT_NE(where("/" + std::string(1024, 'x')).find("the limit is 1024"), std::string::npos);
+  EXPECT_NE(where("/x=\"" + std::string(65534, 'x') + "\"").find("/x is"), std::string::npos);
+  const std::string too_long = where("/x=\"" + std::string(65535, 'x') + "\"");
+  EXPECT_NE(too_long.find("the limit is 65536"), std::string::npos);
+  EXPECT_LT(too_long.size(), 300u);
+}
+
 TEST(WordsTest, ParsesPairs) {
   EXPECT_EQ(*ParsePair("--env", "A=b=c"), std::pair(std::string("A"), std::string("b=c")));
   EXPECT_EQ(*ParsePair("--env", "A="), std::pair(std::string("A"), std::string()));

@@ -11,7 +11,13 @@
 
 #include "fmt/format.h"
 #include "fmt/ranges.h"
+#include "google/protobuf/struct.pb.h"
+#include "google/protobuf/util/time_util.h"
+#include "ipc/json.h"
+#include "ipc/json_match.h"
+#include "ipc/utf8.h"
 #include "sdk/dekactl/cursor_text.h"
+#include "sdk/dekactl/event_json.h"
 #include "sdk/dekactl/number.h"
 
 namespace deka::dekactl {
@@ -43,6 +49,12 @@ constexpr Entry<v1::EventKind> kKinds[] = {
     {"disconnected", v1::EVENT_KIND_DISCONNECTED},
     {"exited", v1::EVENT_KIND_EXITED},
     {"closed", v1::EVENT_KIND_CLOSED},
+};
+
+constexpr Entry<v1::SlowPolicy> kSlowPolicies[] = {
+    {"gap", v1::SLOW_POLICY_GAP},
+    {"disconnect", v1::SLOW_POLICY_DISCONNECT},
+    {"block", v1::SLOW_POLICY_BLOCK},
 };
 
 constexpr Entry<v1::Child::State> kStates[] = {
@@ -83,11 +95,23 @@ std::string_view WordOf(const Entry<Value> (&entries)[kCount], Value value) {
   return "unknown";
 }
 
+// `word` as a JSON value: itself if it is one, else the string of these characters.
+std::string JsonOf(std::string_view word) {
+  if (!ipc::CheckJson(word, ipc::JsonMatch::kEqualsDepthMax).has_value()) {
+    return std::string(word);
+  }
+  google::protobuf::Value value;
+  value.set_string_value(std::string(word));
+  return ToJson(value);
+}
+
 }  // namespace
 
 std::vector<std::string> DialectWords() { return WordsOf(kDialects); }
 std::vector<std::string> DirectionWords() { return WordsOf(kDirections); }
 std::vector<std::string> KindWords() { return WordsOf(kKinds); }
+
+std::vector<std::string> SlowWords() { return WordsOf(kSlowPolicies); }
 
 std::vector<std::string> SignalWords() {
   std::vector<std::string> words;
@@ -109,6 +133,10 @@ absl::StatusOr<v1::Direction> ParseDirection(std::string_view word) {
 
 absl::StatusOr<v1::EventKind> ParseKind(std::string_view word) {
   return Find(kKinds, "kind of event", word);
+}
+
+absl::StatusOr<v1::SlowPolicy> ParseSlow(std::string_view word) {
+  return Find(kSlowPolicies, "policy for a slow observer", word);
 }
 
 absl::StatusOr<int> ParseSignal(std::string_view word) {
@@ -159,6 +187,24 @@ absl::StatusOr<v1::ObserveStart> ParseStart(std::string_view word) {
   return start;
 }
 
+absl::StatusOr<google::protobuf::Timestamp> ParseSince(std::string_view word,
+                                                       std::chrono::system_clock::time_point now) {
+  using google::protobuf::util::TimeUtil;
+  google::protobuf::Timestamp since;
+  if (const auto ago = ParseDuration(word); ago.ok()) {
+    return TimeUtil::MillisecondsToTimestamp(
+        std::chrono::duration_cast<std::chrono::milliseconds>((now - *ago).time_since_epoch())
+            .count());
+  }
+  if (!TimeUtil::FromString(std::string(word), &since)) {
+    return absl::InvalidArgumentError(
+        fmt::format("{} is no time; write how long ago, as 10m, or when, as 2026-07-05T14:30:00Z "
+                    "or 2026-07-05T14:30:00+02:00",
+                    word));
+  }
+  return since;
+}
+
 absl::StatusOr<int64_t> ParseCount(std::string_view word) {
   const std::optional<int64_t> count = ParseNumber(word);
   if (count.value_or(0) < 1) {
@@ -185,6 +231,67 @@ absl::StatusOr<std::chrono::milliseconds> ParseDuration(std::string_view word) {
       fmt::format("{} is no duration; write a number and ms, s, m or h, as in 1.5s, at least 1ms "
                   "and at most a year",
                   word));
+}
+
+absl::StatusOr<std::chrono::milliseconds> ParseHold(std::string_view word) {
+  constexpr std::chrono::seconds kLongest{8};
+  absl::StatusOr<std::chrono::milliseconds> hold = ParseDuration(word);
+  if (hold.ok() && *hold > kLongest) {
+    return absl::InvalidArgumentError(fmt::format(
+        "{} is too long to hold a child back; write at most {}s", word, kLongest.count()));
+  }
+  return hold;
+}
+
+absl::StatusOr<std::optional<int64_t>> ParsePayload(std::string_view word) {
+  if (word == "full") {
+    return std::optional<int64_t>();
+  }
+  if (word == "none") {
+    return std::optional<int64_t>(0);
+  }
+  constexpr Entry<int64_t> kUnits[] = {{"", 1}, {"k", 1 << 10}, {"m", 1 << 20}};
+  // No payload is longer.
+  constexpr int64_t kBytesMax = 64 << 20;
+  const size_t unit_at = std::min(word.find_first_not_of("0123456789"), word.size());
+  const std::optional<int64_t> count = ParseNumber(word.substr(0, unit_at));
+  for (const auto& [unit, bytes] : kUnits) {
+    if (word.substr(unit_at) == unit && count.value_or(0) >= 1 && *count <= kBytesMax / bytes) {
+      return std::optional<int64_t>(*count * bytes);
+    }
+  }
+  return absl::InvalidArgumentError(
+      fmt::format("{} is no size of a payload; write full, none, or a number of bytes as 200 or "
+                  "4k, at most 64m",
+                  word));
+}
+
+absl::StatusOr<v1::ContentFilter> ParseWhere(std::string_view word) {
+  constexpr size_t kShownBytesMax = 64;
+  const auto refuse = [word](std::string_view why) {
+    return absl::InvalidArgumentError(fmt::format("{}: {}; an example: /user/name=bob",
+                                                  ipc::Utf8Prefix(word, kShownBytesMax), why));
+  };
+  if (word.empty()) {
+    return absl::InvalidArgumentError(
+        "a condition is missing; write POINTER=VALUE, as /user/name=bob, or POINTER");
+  }
+  if (!ipc::IsUtf8(word)) {
+    return refuse("it is not UTF-8; write it in UTF-8");
+  }
+  const size_t equals = word.find('=');
+  v1::ContentFilter where;
+  where.set_pointer(std::string(word.substr(0, equals)));
+  std::optional<std::string_view> value;
+  if (equals != std::string_view::npos) {
+    where.set_equals(JsonOf(word.substr(equals + 1)));
+    value = where.equals();
+  }
+  if (const auto match = ipc::JsonMatch::Create(where.pointer(), value); !match.ok()) {
+    const absl::string_view why = match.status().message();
+    return refuse({why.data(), why.size()});
+  }
+  return where;
 }
 
 absl::StatusOr<std::pair<std::string, std::string>> ParsePair(std::string_view flag,

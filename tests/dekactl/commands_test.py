@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 import grpc
@@ -68,6 +69,19 @@ class UsageTest(TestCase):
             ["tail", "--kind", "news"],
             ["tail", "--max-events", "0"],
             ["tail", "--for", "5"],
+            ["tail", "--since", "5"],
+            ["tail", "--since", "2026-07-05"],
+            ["tail", "--since", "5m", "--from", "latest"],
+            ["tail", "--label", "x"],
+            ["tail", "--where", "id=7"],
+            ["tail", "--where", ""],
+            ["tail", *["--where", "/id"] * 17],
+            ["tail", "--payload", "some"],
+            ["tail", "--rate", "0"],
+            ["tail", "--when-slow", "wait"],
+            ["tail", "--when-slow", "block", "--hold", "9s"],
+            ["tail", "--when-slow", "gap", "--hold", "2s"],
+            ["tail", "--hold", "2s"],
             ["attach"],
             ["disconnect"],
             ["signal", "w"],
@@ -280,6 +294,42 @@ class TailTest(TestCase):
         self.assertEqual(observation.duration.ToMilliseconds(), 1500)
         self.assertTrue(observation.until_closed)
 
+    def test_every_flag_of_content_and_speed_arrives(self):
+        self.end(api.Fin.REASON_DURATION)
+        self.run_it(
+            "tail", "--since", "2026-07-05T14:30:00.5Z", "--label", "a=1", "--label", "b=", "--where", "/id=7",
+            "--where", "/user", "--payload", "4k", "--rate", "9", "--when-slow", "block", "--hold", "1.5s",
+        )  # fmt: skip
+        observation = self.request().observation
+        self.assertEqual(dict(self.request().filter.labels), {"a": "1", "b": ""})
+        self.assertFalse(observation.until_closed)
+        self.assertEqual(observation.start.since.ToJsonString(), "2026-07-05T14:30:00.500Z")
+        self.assertEqual(
+            list(observation.where), [api.ContentFilter(pointer="/id", equals="7"), api.ContentFilter(pointer="/user")]
+        )
+        self.assertEqual(observation.payload_bytes_max, 4096)
+        self.assertEqual(observation.events_per_second_max, 9)
+        self.assertEqual(observation.when_slow, api.SLOW_POLICY_BLOCK)
+        self.assertEqual(observation.hold_max.ToMilliseconds(), 1500)
+
+    def test_what_is_not_asked_for_is_not_set(self):
+        self.end(api.Fin.REASON_DURATION)
+        self.run_it("tail", "--payload", "full")
+        observation = self.request().observation
+        self.assertTrue(observation.start.latest)
+        for field in ("payload_bytes_max", "hold_max"):
+            self.assertFalse(observation.HasField(field), field)
+        self.run_it("tail", "--payload", "none")
+        self.assertTrue(self.request().observation.HasField("payload_bytes_max"))
+        self.assertEqual(self.request().observation.payload_bytes_max, 0)
+
+    def test_since_may_be_so_long_ago(self):
+        self.end(api.Fin.REASON_DURATION)
+        before = time.time()
+        self.run_it("tail", "--since", "1h")
+        since = self.request().observation.start.since.ToMilliseconds() / 1000
+        self.assertTrue(before - 0.001 <= since + 3600 <= time.time(), since)
+
     def test_starts(self):
         self.end(api.Fin.REASON_DURATION)
         for word, start in (
@@ -294,6 +344,13 @@ class TailTest(TestCase):
         self.end(api.Fin.REASON_DURATION)
         self.run_it("tail", "--for", "1h", "--direction", "to")
         self.assertEqual(list(self.request().observation.kinds), [event_pb2.EVENT_KIND_MESSAGE])
+
+    def test_content_means_messages(self):
+        self.end(api.Fin.REASON_DURATION)
+        self.run_it("tail", "--where", "/id")
+        self.assertEqual(list(self.request().observation.kinds), [event_pb2.EVENT_KIND_MESSAGE])
+        self.run_it("tail", "--where", "/id", "--kind", "exited")
+        self.assertEqual(list(self.request().observation.kinds), [event_pb2.EVENT_KIND_EXITED])
 
     def test_shows_events_and_where_to_go_on(self):
         self.append_message("k3", '{"n":1}')
@@ -312,6 +369,37 @@ class TailTest(TestCase):
         self.assertTrue(lines[1].endswith('"message":1e999}'))
         self.assertEqual(json.loads(lines[2])["text"], "hello")
         self.assertEqual(len(lines), 3)
+
+    def test_a_cut_message(self):
+        self.agent.append("k3", from_child=event_pb2.MessageFromChild(size_bytes=100), json='{"n":"é')
+        self.end(api.Fin.REASON_CLOSED)
+        self.assertEqual(
+            self.run_it("tail", "w", "--payload", "8").lines,
+            ['00:00:00.000 w  from          {"n":"é... (92 bytes more)'],
+        )
+        told = json.loads(self.run_it("tail", "w", "--json", "--payload", "8").stdout)
+        self.assertEqual(told["payloadCut"], {"text": '{"n":"é', "sizeBytes": "100"})
+        self.assertNotIn("message", told)
+        self.assertNotIn("json", told)
+
+    def test_each_reason_of_a_gap(self):
+        self.end(api.Fin.REASON_CLOSED)
+        for reason, words in (
+            (event_pb2.Gap.REASON_RATE, "more in a second than were asked for"),
+            (event_pb2.Gap.REASON_BLOCK_TIMEOUT, "the child was held back as long as it may be"),
+        ):
+            self.agent.gaps = [
+                event_pb2.Gap(child="k3", from_child_sequence=2, to_child_sequence=2, to_sequence=8, reason=reason)
+            ]
+            ended = self.run_it("tail", "w", code=MISSED)
+            self.assertIn(f"missed        1 event, 2 to 2: {words}; --from after:fake/5/8", ended.stdout)
+
+    def test_too_slow_is_4_with_a_cursor(self):
+        self.append_message("k3", "1")
+        self.agent.fail(grpc.StatusCode.ABORTED, "TOO_SLOW", "the log has turned over")
+        ended = self.run_it("tail", "w", "--when-slow", "disconnect", code=MISSED)
+        self.assertOneError(ended, "too slow: the log has turned over", "--from after:fake/5/1 goes on here")
+        self.assertEqual(len(self.agent.of(api.ObserveRequest)), 1)
 
     def test_a_gap_is_shown_and_4(self):
         gap = event_pb2.Gap(
@@ -495,6 +583,9 @@ class CompletionTest(TestCase):
         self.assertEqual(self.complete("dekactl tail --direction "), ["from", "to"])
         self.assertEqual(self.complete("dekactl tail --kind me"), ["message"])
         self.assertEqual(self.complete("dekactl tail --from la"), ["latest", "last:"])
+        self.assertEqual(self.complete("dekactl tail --payload "), ["full", "none"])
+        self.assertEqual(self.complete("dekactl tail --when-slow b"), ["block"])
+        self.assertEqual(self.complete("dekactl tail --where "), [])
         self.assertEqual(self.complete("dekactl fork --dialect "), ["deka", "node"])
         self.assertEqual(self.complete("dekactl signal worker TER"), ["TERM"])
         self.assertEqual(self.complete("dekactl completion "), ["bash", "zsh"])

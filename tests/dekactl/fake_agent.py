@@ -33,6 +33,7 @@ class FakeAgent(bridge_service_pb2_grpc.BridgeServiceServicer):
         self.gaps = []
         self.refusals = {}
         self.fin = None
+        self.failure = None
         self.observing = threading.Event()
         self.stopping = threading.Event()
         self.server = grpc.server(futures.ThreadPoolExecutor(8))
@@ -67,6 +68,10 @@ class FakeAgent(bridge_service_pb2_grpc.BridgeServiceServicer):
     def refuse(self, request_type, code, reason, message, **metadata):
         """Every request of this type is refused."""
         self.refusals[request_type] = (code, reason, message, metadata)
+
+    def fail(self, code, reason, message):
+        """Observe ends so when it has shown everything."""
+        self.failure = (code, reason, message, {})
 
     def of(self, request_type):
         return [request for request in self.requests if isinstance(request, request_type)]
@@ -153,6 +158,8 @@ class FakeAgent(bridge_service_pb2_grpc.BridgeServiceServicer):
         self._take(request, context)
         names = list(request.filter.children)
         yield from self._observed([self._find(name, context) for name in names] if names else self.children)
+        if self.failure is not None:
+            self._abort(context, *self.failure)
         if self.fin is not None:
             yield self._fin(self.fin)
             return
