@@ -16,6 +16,7 @@ void AddFork(CLI::App& app, Context& context);
 void AddPs(CLI::App& app, Context& context);
 void AddWait(CLI::App& app, Context& context);
 void AddSend(CLI::App& app, Context& context);
+void AddCall(CLI::App& app, Context& context);
 void AddTail(CLI::App& app, Context& context);
 void AddAttach(CLI::App& app, Context& context);
 void AddDisconnect(CLI::App& app, Context& context);

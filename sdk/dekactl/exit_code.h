@@ -10,6 +10,10 @@ inline constexpr int kUsage = 2;
 inline constexpr int kNoSuchChild = 3;
 inline constexpr int kMissed = 4;  // a gap: not everything was shown
 
+// Of `call`.
+inline constexpr int kTimedOut = 5;
+inline constexpr int kChildEnded = 6;
+
 // Of `wait`, whose other codes are the child's: how it ended could not be told.
 inline constexpr int kExitUnknown = 125;
 

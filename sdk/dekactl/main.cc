@@ -29,11 +29,13 @@ int Run(int argc, char** argv) {
   app.require_subcommand(1);
   app.footer(
       "CHILD is a name, an id or a resource name; `dekactl COMMAND --help` says more.\n"
-      "Exit codes: 0 complete, 1 error, 2 usage, 3 no such child, 4 something was missed.");
+      "Exit codes: 0 complete, 1 error, 2 usage, 3 no such child, 4 something was missed, of call "
+      "5 timed out, 6 the child ended.");
   AddFork(app, context);
   AddPs(app, context);
   AddWait(app, context);
   AddSend(app, context);
+  AddCall(app, context);
   AddTail(app, context);
   AddAttach(app, context);
   AddDisconnect(app, context);

@@ -18,7 +18,7 @@ from deka.bridge.v1 import bridge_service_pb2 as api
 from deka.bridge.v1 import child_pb2
 from deka.bridge.v1 import event_pb2
 from fake_agent import FakeAgent
-from shell import COMPLETE, DEADLINE_S, ERROR, MISSED, NO_SUCH_CHILD, USAGE
+from shell import CHILD_ENDED, COMPLETE, DEADLINE_S, ERROR, MISSED, NO_SUCH_CHILD, TIMED_OUT, USAGE
 
 TURNED_OVER = event_pb2.Gap.REASON_LOG_TURNED_OVER
 
@@ -40,12 +40,13 @@ class TestCase(shell.Shell, unittest.TestCase):
 class UsageTest(TestCase):
     def test_help_names_every_command_and_exit_code(self):
         ended = self.run_it("--help")
-        for word in "fork ps wait send tail attach disconnect signal completion --target".split():
+        for word in "fork ps wait send call tail attach disconnect signal completion --target".split():
             self.assertIn(word, ended.stdout)
-        self.assertIn("0 complete, 1 error, 2 usage, 3 no such child, 4 something was missed", ended.stdout)
+        self.assertIn("0 complete, 1 error, 2 usage, 3 no such child, 4 something was missed, of call", ended.stdout)
+        self.assertIn("5 timed out, 6 the child ended", ended.stdout)
 
     def test_each_command_has_help(self):
-        for command in "fork ps wait send tail attach disconnect signal completion".split():
+        for command in "fork ps wait send call tail attach disconnect signal completion".split():
             with self.subTest(command):
                 self.assertIn("Usage: dekactl " + command, self.run_it(command, "--help").stdout)
 
@@ -82,6 +83,11 @@ class UsageTest(TestCase):
             ["tail", "--when-slow", "block", "--hold", "9s"],
             ["tail", "--when-slow", "gap", "--hold", "2s"],
             ["tail", "--hold", "2s"],
+            ["call", "w"],
+            ["call", "w", "1", "--match", "id"],
+            ["call", "w", "1", *["--match", "/id"] * 17],
+            ["call", "w", "1", "--timeout", "5"],
+            ["call", "w", "1", "2"],
             ["attach"],
             ["disconnect"],
             ["signal", "w"],
@@ -187,6 +193,7 @@ class ChildTest(TestCase):
         ["disconnect"],
         ["send", "{}"],
         ["send", "-"],
+        ["call", "{}"],
         ["signal", "TERM"],
     )
 
@@ -266,6 +273,82 @@ class SendTest(TestCase):
     def test_a_refused_line_is_named_and_the_last(self):
         ended = self.run_it("send", "w", "-", text="1\nbad\n3\n", code=ERROR)
         self.assertOneError(ended, "line 2: the message is not JSON")
+
+
+class CallTest(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.agent.add("w", "k3")
+        # The message itself is event 1.
+        self.agent.append("k3", to_child=event_pb2.MessageToChild(), json="1")
+
+    def refuse_send(self, code, reason):
+        self.agent.refuse(api.SendMessageRequest, code, reason, "the agent says why")
+
+    def test_prints_the_reply(self):
+        self.append_message("k3", '{"a":[1,\r\n2]}')
+        self.append_message("k3", "3")
+        ended = self.run_it("call", "w", '{"ping":1}')
+        self.assertEqual((ended.stdout, ended.stderr), ('{"a":[1,  2]}\n', ""))
+        self.assertEqual(self.agent.of(api.SendMessageRequest)[-1].json, '{"ping":1}')
+
+    def test_the_agent_looks_for_it(self):
+        self.append_message("k3", "2")
+        self.run_it(
+            "call", "w", "1", "--match", "/id=7", "--match", "/user/name=bob", "--match", "/ok", "--match", "/s=",
+            "--match", '/v={"a":[1]}', "--match", '/t="7"',
+        )  # fmt: skip
+        request = self.agent.of(api.ObserveRequest)[-1]
+        self.assertEqual(list(request.filter.children), ["agents/fake/children/k3"])
+        self.assertEqual(request.observation.direction, event_pb2.DIRECTION_FROM_CHILD)
+        self.assertIn(event_pb2.EVENT_KIND_MESSAGE, request.observation.kinds)
+        self.assertEqual(
+            [(each.pointer, each.equals if each.HasField("equals") else None) for each in request.observation.where],
+            [("/id", "7"), ("/user/name", '"bob"'), ("/ok", None), ("/s", '""'), ("/v", '{"a":[1]}'), ("/t", '"7"')],
+        )
+        # It looks before the message is sent.
+        kinds = [type(request) for request in self.agent.requests]
+        self.assertLess(kinds.index(api.ObserveRequest), kinds.index(api.SendMessageRequest))
+
+    def test_a_message_of_many_lines_from_standard_input(self):
+        self.append_message("k3", "2")
+        self.assertEqual(self.run_it("call", "w", "-", text='{\n  "ping": 1\n}\n').lines, ["2"])
+        self.assertEqual(json.loads(self.agent.of(api.SendMessageRequest)[-1].json), {"ping": 1})
+
+    def test_a_refusal_is_1(self):
+        self.refuse_send(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_JSON")
+        self.assertOneError(self.run_it("call", "w", "x", code=ERROR), "the agent says why")
+
+    def test_what_may_have_been_missed_is_1(self):
+        self.agent.gaps.append(event_pb2.Gap(child="k3", to_child_sequence=9, to_sequence=9, reason=TURNED_OVER))
+        ended = self.run_it("call", "w", "1", code=ERROR)
+        self.assertOneError(ended, "a reply may have been missed")
+        self.assertEqual(ended.stdout, "")
+
+    def test_no_reply_in_time_is_5(self):
+        ended = self.run_it("call", "w", "1", "--timeout", "100ms", code=TIMED_OUT)
+        self.assertOneError(ended, "no reply came within 100 ms", "is in the child's socket")
+        self.assertEqual(ended.stdout, "")
+
+    def test_a_message_that_the_child_does_not_take_in_time_is_5(self):
+        self.refuse_send(grpc.StatusCode.DEADLINE_EXCEEDED, "NOT_SENT_DEADLINE")
+        self.assertOneError(self.run_it("call", "w", "1", code=TIMED_OUT), "the agent says why")
+
+    def test_a_child_that_ends_without_a_reply_is_6(self):
+        self.agent.append("k3", disconnected=event_pb2.Disconnected(by=event_pb2.Disconnected.BY_CHILD))
+        ended = self.run_it("call", "w", "1", code=CHILD_ENDED)
+        self.assertOneError(ended, "no reply came", "has ended")
+        self.assertEqual(ended.stdout, "")
+
+    def test_a_child_that_has_ended_is_6(self):
+        for reason in ("CHILD_EXITED", "CHANNEL_CLOSED"):
+            self.refuse_send(grpc.StatusCode.FAILED_PRECONDITION, reason)
+            self.assertOneError(self.run_it("call", "w", "1", code=CHILD_ENDED), "the agent says why")
+
+    def test_a_full_disk_is_1(self):
+        self.append_message("k3", "2")
+        with open("/dev/full", "w", encoding="utf-8") as full:
+            self.assertOneError(self.run_it("call", "w", "1", code=ERROR, stdout=full), "No space left")
 
 
 class TailTest(TestCase):
@@ -562,13 +645,13 @@ class CompletionTest(TestCase):
     def test_commands(self):
         self.assertEqual(
             self.complete("dekactl "),
-            "fork ps wait send tail attach disconnect signal completion".split(),
+            "fork ps wait send call tail attach disconnect signal completion".split(),
         )
         self.assertEqual(self.complete("dekactl se"), ["send"])
         self.assertEqual(self.complete("dekactl --t"), ["--target"])
 
     def test_children_are_asked_from_the_agent(self):
-        for command in ("wait", "send", "tail", "attach", "disconnect", "signal"):
+        for command in ("wait", "send", "call", "tail", "attach", "disconnect", "signal"):
             self.assertEqual(self.complete(f"dekactl {command} "), ["worker", "x9"], command)
         self.assertEqual(self.complete("dekactl tail worker --json x"), ["x9"])
         self.assertEqual(self.complete("dekactl wait worker "), [])
@@ -586,6 +669,7 @@ class CompletionTest(TestCase):
         self.assertEqual(self.complete("dekactl tail --payload "), ["full", "none"])
         self.assertEqual(self.complete("dekactl tail --when-slow b"), ["block"])
         self.assertEqual(self.complete("dekactl tail --where "), [])
+        self.assertEqual(self.complete("dekactl call worker 1 --match /id=7 --t"), ["--timeout"])
         self.assertEqual(self.complete("dekactl fork --dialect "), ["deka", "node"])
         self.assertEqual(self.complete("dekactl signal worker TER"), ["TERM"])
         self.assertEqual(self.complete("dekactl completion "), ["bash", "zsh"])

@@ -5,7 +5,7 @@ import subprocess
 
 DEKACTL = os.path.abspath(os.environ["DEKACTL"])
 DEADLINE_S = 30
-COMPLETE, ERROR, USAGE, NO_SUCH_CHILD, MISSED = 0, 1, 2, 3, 4
+COMPLETE, ERROR, USAGE, NO_SUCH_CHILD, MISSED, TIMED_OUT, CHILD_ENDED = range(7)
 
 
 class Ended:
