@@ -132,26 +132,36 @@ class Observer {
 
 // A deka-agent on a socket of its own.
 class Agent {
-  static async start() {
+  static async start(config = '') {
     const agent = new Agent();
     // Not TEST_TMPDIR: the path of a Unix socket holds 107 bytes.
     agent.directory = fs.mkdtempSync('/tmp/deka-test-');
     agent.target = `unix:${agent.directory}/agent.sock`;
-    agent.process = childProcess.spawn(path.resolve(process.env.DEKA_AGENT), ['--listen', agent.target], {
+    const configPath = `${agent.directory}/agent.textproto`;
+    fs.writeFileSync(configPath, config);
+    const args = ['--listen', agent.target, '--config', configPath];
+    agent.process = childProcess.spawn(path.resolve(process.env.DEKA_AGENT), args, {
       stdio: ['ignore', 'inherit', 'inherit'],
     });
     agent.exited = new Promise((resolve) => agent.process.on('exit', (code, signal) => resolve(code ?? signal)));
-    agent.client = new bridge.BridgeService(agent.target, grpc.credentials.createInsecure());
+    agent.client = agent.connect();
     await new Promise((resolve, reject) => {
       agent.client.waitForReady(Date.now() + DEADLINE_MS, (error) => (error ? reject(error) : resolve()));
     });
     return agent;
   }
 
+  // A client with a connection of its own.
+  connect() {
+    return new bridge.BridgeService(this.target, grpc.credentials.createInsecure(), {
+      'grpc.use_local_subchannel_pool': 1,
+    });
+  }
+
   // Calls a unary method.
-  call(method, request) {
+  call(method, request, client = this.client) {
     return new Promise((resolve, reject) => {
-      this.client[method](request, { deadline: Date.now() + DEADLINE_MS }, (error, response) =>
+      client[method](request, { deadline: Date.now() + DEADLINE_MS }, (error, response) =>
         error ? reject(error) : resolve(response));
     });
   }

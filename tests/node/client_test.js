@@ -9,8 +9,8 @@ const { Agent, CLIENT, errorInfo, grpc } = require('./bridge.js');
 const testcase = (name) => path.resolve('tests/testcases', name);
 const me = `uid:${process.getuid()}`;
 
-async function withAgent(body) {
-  const agent = await Agent.start();
+async function withAgent(body, config) {
+  const agent = await Agent.start(config);
   try {
     await body(agent);
   } finally {
@@ -112,6 +112,17 @@ test('errors say which thing and why', () => withAgent(async (agent) => {
   const observer = await agent.observe({ start: { after: { epoch: '1', sequence: '-1' } } }).untilEnd();
   await refused(Promise.reject(observer.error), grpc.status.INVALID_ARGUMENT, 'INVALID_ARGUMENT');
 }));
+
+test('one connection too many', () => withAgent(async (agent) => {
+  const client = agent.connect();
+  for (let i = 0; i < 3; ++i) {
+    const { info } = await refused(
+      agent.call('ListChildren', { parent: 'agents/-' }, client), grpc.status.RESOURCE_EXHAUSTED, 'CONNECTIONS_LIMIT');
+    assert.strictEqual(info.metadata.limit, '1');
+  }
+  client.close();
+  await agent.call('ListChildren', { parent: 'agents/-' });
+}, 'limits { connections_max: 1 }'));
 
 test('attach', () => withAgent(async (agent) => {
   const { child } = await agent.fork('/usr/bin/python3', [testcase('echo.py')]);
