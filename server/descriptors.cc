@@ -36,13 +36,19 @@ std::string FitToDescriptors(size_t descriptors, agent::Limits& limits, size_t& 
   const size_t connections = std::clamp<size_t>(usable / 4, 1, connections_max);
   const size_t children = std::clamp<size_t>(
       (usable - std::min(usable, connections)) / kDescriptorsOfChild, 1, limits.children_max);
-  std::string said = fmt::format(
-      "The limit of {} descriptors allows {} children (children_max was {}) and {} connections "
-      "(connections_max was {}). Raise the hard limit (ulimit -Hn) for more.",
-      descriptors, children, limits.children_max, connections, connections_max);
+  std::string allowed;
+  if (children < limits.children_max) {
+    allowed = fmt::format("{} children (children_max was {})", children, limits.children_max);
+  }
+  if (connections < connections_max) {
+    allowed += fmt::format("{}{} connections (connections_max was {})",
+                           allowed.empty() ? "" : " and ", connections, connections_max);
+  }
   connections_max = connections;
   limits.children_max = children;
-  return said;
+  return fmt::format(
+      "The limit of {} descriptors allows {}. Raise the hard limit (ulimit -Hn) for more.",
+      descriptors, allowed);
 }
 
 }  // namespace deka::server

@@ -22,9 +22,10 @@ TEST(Descriptors, LowerLimitsThatDoNotFitAndSaySo) {
   limits.children_max = 100;
   size_t connections_max = 50;
   const size_t needed = DescriptorsFor(limits, connections_max);
-  EXPECT_EQ(FitToDescriptors(needed - 1, limits, connections_max),
-            "The limit of 705 descriptors allows 99 children (children_max was 100) and 50 "
-            "connections (connections_max was 50). Raise the hard limit (ulimit -Hn) for more.");
+  EXPECT_EQ(
+      FitToDescriptors(needed - 1, limits, connections_max),
+      "The limit of 705 descriptors allows 99 children (children_max was 100). Raise the hard "
+      "limit (ulimit -Hn) for more.");
   EXPECT_EQ(limits.children_max, 99u);
   EXPECT_EQ(connections_max, 50u);
 }
@@ -32,7 +33,9 @@ TEST(Descriptors, LowerLimitsThatDoNotFitAndSaySo) {
 TEST(Descriptors, AreSharedByChildrenAndConnections) {
   agent::Limits limits;
   size_t connections_max = 1024;
-  FitToDescriptors(1024, limits, connections_max);
+  EXPECT_EQ(FitToDescriptors(1024, limits, connections_max),
+            "The limit of 1024 descriptors allows 144 children (children_max was 16384) and 192 "
+            "connections (connections_max was 1024). Raise the hard limit (ulimit -Hn) for more.");
   EXPECT_EQ(connections_max, (1024 - kDescriptorsReserved) / 4);
   EXPECT_LE(DescriptorsFor(limits, connections_max), 1024u);
   EXPECT_GT(DescriptorsFor(limits, connections_max) + kDescriptorsOfChild, 1024u);
