@@ -428,6 +428,71 @@ TEST_F(ServerTest, TakesWhatAClientSaysOfItselfUpToItsLimit) {
   }
 }
 
+TEST_F(ServerTest, RefusesControlCharactersWhereverAClientNamesItself) {
+  const std::string child = Fork(kEcho).child().name();
+  const std::string red = "a\x1B[31m";
+  const auto refused = [](const grpc::Status& status, const char* field) {
+    ExpectError(status, StatusCode::INVALID_ARGUMENT, "INVALID_ARGUMENT");
+    EXPECT_EQ(MetadataOf(status, "field"), field);
+    EXPECT_EQ(status.error_message().find('\x1B'), std::string::npos) << status.error_message();
+  };
+  {
+    Context context, again;
+    auto request = Script(kEcho);
+    request.set_client(red);
+    v1::ForkChildResponse response;
+    refused(stub_->ForkChild(&context, request, &response), "client");
+    request.set_client("");
+    request.set_request_id(red);
+    refused(stub_->ForkChild(&again, request, &response), "request_id");
+  }
+  {
+    Context context, again;
+    v1::SendMessageRequest request;
+    request.set_child(child);
+    request.set_json("1");
+    request.set_client(red);
+    v1::SendMessageResponse response;
+    refused(stub_->SendMessage(&context, request, &response), "client");
+    request.set_client("");
+    request.set_request_id(red);
+    refused(stub_->SendMessage(&again, request, &response), "request_id");
+  }
+  {
+    Context context;
+    v1::DisconnectRequest request;
+    request.set_child(child);
+    request.set_client(red);
+    v1::DisconnectResponse response;
+    refused(stub_->Disconnect(&context, request, &response), "client");
+  }
+  {
+    Context context;
+    v1::SignalChildRequest request;
+    request.set_child(child);
+    request.set_signal(SIGTERM);
+    request.set_client(red);
+    v1::SignalChildResponse response;
+    refused(stub_->SignalChild(&context, request, &response), "client");
+  }
+  {
+    v1::ObserveRequest request;
+    request.set_parent("agents/-");
+    request.set_client(red);
+    refused(Observer(*stub_, request).Finish(), "client");
+  }
+  {
+    Context context;
+    const auto stream = stub_->Attach(&context);
+    v1::AttachRequest request;
+    request.mutable_open()->set_child(child);
+    request.mutable_open()->set_client(red);
+    EXPECT_TRUE(stream->Write(request));
+    stream->WritesDone();
+    refused(stream->Finish(), "client");
+  }
+}
+
 TEST_F(ServerTest, TellsTheVerifiedAndTheClaimedSender) {
   const auto child = Fork("exit 0");
   Observer observer(*stub_, ObserveAfter(child));
