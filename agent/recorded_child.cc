@@ -147,10 +147,10 @@ RecordedChild::~RecordedChild() {
   *self_ = nullptr;
   environment_.queues.Forget(*this);
   environment_.queues.Change(queued_bytes_, 0);
-  const absl::Status unknown =
-      ipc::MakeError(ipc::Reason::kOutcomeUnknown,
-                     "the agent ended while the message was in its queue: whether the child got it "
-                     "is not known");
+  const absl::Status unknown = ipc::MakeError(
+      ipc::Reason::kOutcomeUnknown,
+      "The agent ended while the message was in its queue, so nobody knows whether the "
+      "child got it. Ask the child before sending it again.");
   for (const auto& [tag, message] : queued_) {
     for (const std::shared_ptr<Call>& call : message->calls) call->Fail(unknown);
   }
@@ -251,7 +251,7 @@ std::shared_ptr<RecordedChild::Call> RecordedChild::SendMessage(
       } else {
         call->Fail(ipc::MakeError(
             ipc::Reason::kRequestIdReused,
-            fmt::format("the request id {} was used for another message to {}; give a fresh one",
+            fmt::format("The request id {} was used for another message to {}. Give a fresh one.",
                         request.request_id(), name()),
             {{"request_id", request.request_id()}}));
       }
@@ -261,8 +261,8 @@ std::shared_ptr<RecordedChild::Call> RecordedChild::SendMessage(
       call->Fail(ipc::MakeError(
           ipc::Reason::kOutcomeUnknown,
           fmt::format(
-              "the request id {} is not remembered for {} (any more): nothing was sent now; "
-              "look at the child's events before sending it again under a fresh id",
+              "The request id {} is not remembered for {} (any more): nothing was sent now. "
+              "Look at the child's events before sending it again under a fresh id.",
               request.request_id(), name()),
           {{"request_id", request.request_id()}}));
       return call;
@@ -402,8 +402,8 @@ void RecordedChild::Cancel(const std::shared_ptr<Call>& call, const absl::Status
   call->Fail(ipc::MakeError(
       ipc::Reason::kOutcomeUnknown,
       fmt::format(
-          "the message to {} was not taken back, because {}; its event tells whether it was "
-          "written",
+          "The message to {} was not taken back, because {}. Its event tells whether it was "
+          "written.",
           name(),
           message->promised || !message->calls.empty()
               ? "another call with the same request id counts on it"
@@ -604,9 +604,9 @@ void RecordedChild::OnSent(ipc::Sent sent) {
             ? sent.status
             : ipc::MakeError(
                   ipc::Reason::kOutcomeUnknown,
-                  fmt::format("{} bytes of the message were in the child's socket when the "
-                              "channel ended: {}",
-                              sent.written_bytes, TextOf(sent.status)),
+                  fmt::format("{} bytes of the message were in the socket of {} when the channel "
+                              "ended ({}). Ask the child before sending it again.",
+                              sent.written_bytes, name(), TextOf(sent.status)),
                   {{"written_bytes", fmt::format("{}", sent.written_bytes)}});
   }
   message->state = Message::State::kFinished;
@@ -709,8 +709,8 @@ void RecordedChild::OnClose() {
 absl::Status RecordedChild::NoChannelError() const {
   return ipc::MakeError(
       ipc::Reason::kNoChannel,
-      fmt::format("{} was forked without a channel (no_channel): nothing can be sent "
-                  "to it; signal it instead",
+      fmt::format("{} was forked without a channel (no_channel), so nothing can be sent to it. "
+                  "Signal it instead.",
                   name()),
       {{"child", name()}});
 }
@@ -718,14 +718,16 @@ absl::Status RecordedChild::NoChannelError() const {
 absl::Status RecordedChild::ChannelClosedError() const {
   return ipc::MakeError(
       ipc::Reason::kChannelClosed,
-      fmt::format("the channel of {} has ended: nothing can be sent to it any more", name()),
+      fmt::format("The channel of {} has ended, so nothing can be sent to it any more. Its "
+                  "`disconnected` event says why.",
+                  name()),
       {{"child", name()}});
 }
 
 absl::Status RecordedChild::ExitedError() const {
   return ipc::MakeError(ipc::Reason::kChildExited,
-                        fmt::format("{} has exited: nobody is there to read a message or to "
-                                    "be signalled",
+                        fmt::format("{} has exited, so nobody is there to read a message or to be "
+                                    "signalled. Its `exited` event says how it ended.",
                                     name()),
                         {{"child", name()}});
 }
@@ -744,11 +746,11 @@ absl::Status RecordedChild::QueueFullError() const {
       ipc::Reason::kQueueFull,
       waiting_.empty()
           ? fmt::format(
-                "the queues of all children have no room (queues_bytes_max is {}); wait until "
-                "some messages are written",
+                "The queues of all children have no room (queues_bytes_max is {}). Wait until "
+                "some messages are written.",
                 environment_.queues.bytes_max())
-          : fmt::format("other messages wait for room in the queue of {}, which reads too slowly; "
-                        "wait until some are written",
+          : fmt::format("Other messages wait for room in the queue of {}, which reads too slowly. "
+                        "Wait until some are written.",
                         name()),
       {{"child", name()}, {"limit", fmt::format("{}", environment_.queues.bytes_max())}});
 }
