@@ -436,19 +436,20 @@ absl::StatusOr<int64_t> RecordedChild::Signal(int signal, const v1::Sender& send
                                               "{}.",
                                               signal, SIGRTMAX));
   }
-  if (process_ == nullptr || process_->exited()) return ExitedError();
-  if (pid_ == 0) {
-    return ipc::MakeError(ipc::Reason::kChildNotFound,
-                          fmt::format("{} was adopted without its process, which nobody here can "
-                                      "signal; disconnect it instead",
-                                      name()));
-  }
+  const absl::StatusOr<int64_t> sequence = RecordSignal(signal, sender);
+  if (!sequence.ok()) return sequence;
+  if (absl::Status status = process_->Kill(signal); !status.ok()) return SignalError(status);
+  return sequence;
+}
+
+absl::StatusOr<int64_t> RecordedChild::RecordSignal(int signal, const v1::Sender& sender) {
+  if (process_ == nullptr) return ExitedError();
+  if (absl::Status status = process_->Kill(0); !status.ok()) return SignalError(status);
   v1::Signalled signalled;
   signalled.set_signal(signal);
   *signalled.mutable_sender() = sender;
   const int64_t sequence = Stage(v1::Event::kSignalled, signalled);
   environment_.log.Commit();
-  if (absl::Status status = process_->Kill(signal); !status.ok()) return status;
   return sequence;
 }
 
@@ -739,6 +740,26 @@ absl::Status RecordedChild::HeldError() const {
                   "of, and holds it back. Nothing was queued. Wait and try again.",
                   name()),
       {{"child", name()}});
+}
+
+absl::Status RecordedChild::SignalError(const absl::Status& status) const {
+  const std::optional<ipc::Reason> reason = ipc::ReasonOf(status);
+  if (reason == ipc::Reason::kChildExited) return ExitedError();
+  if (reason == ipc::Reason::kNoProcess) {
+    return ipc::MakeError(*reason,
+                          fmt::format("{} was adopted without its process, so nobody here can "
+                                      "signal it. Disconnect it instead.",
+                                      name()),
+                          {{"child", name()}});
+  }
+  if (reason == ipc::Reason::kSignalNotPermitted) {
+    return ipc::MakeError(*reason,
+                          fmt::format("The process of {} runs as another user now, whom the agent "
+                                      "may not signal. Disconnect it instead.",
+                                      name()),
+                          {{"child", name()}});
+  }
+  return status;
 }
 
 absl::Status RecordedChild::QueueFullError() const {

@@ -133,7 +133,9 @@ class RecordedChild final : public Child, private ipc::ChildProcess::Listener {
 
   void Disconnect(ipc::Channel::Mode mode, v1::Disconnected::By by, const v1::Sender& sender,
                   Answer<v1::DisconnectResponse> answer);
-  // Records `signalled`, then sends the signal. Its sequence.
+  // Records `signalled`, then sends the signal. Its sequence. Fails with nothing recorded if the
+  // signal cannot go; should the process end or change its user in this very moment, `signalled`
+  // stands all the same.
   absl::StatusOr<int64_t> Signal(int signal, const v1::Sender& sender);
 
   // Tries again to queue what waits for room.
@@ -164,6 +166,7 @@ class RecordedChild final : public Child, private ipc::ChildProcess::Listener {
   void OnExit(ipc::ExitStatus status) override;
   void OnClose() override;
 
+  absl::StatusOr<int64_t> RecordSignal(int signal, const v1::Sender& sender);
   int64_t Stage(int kind_field, const google::protobuf::MessageLite& kind,
                 PayloadField payload_field = PayloadField::kNone, std::string_view payload = {});
   void RecordStarted(const v1::Sender& sender);
@@ -191,6 +194,7 @@ class RecordedChild final : public Child, private ipc::ChildProcess::Listener {
   absl::Status NoChannelError() const;
   absl::Status ChannelClosedError() const;
   absl::Status ExitedError() const;
+  absl::Status SignalError(const absl::Status& status) const;
   absl::Status QueueFullError() const;
   absl::Status HeldError() const;
 

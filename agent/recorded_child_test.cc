@@ -1,5 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -502,10 +504,39 @@ TEST_F(RecordedChildTest, WithoutAChannelThereIsNothingToDisconnect) {
 
 TEST_F(RecordedChildTest, AChildWithoutItsProcessIsNotSignalled) {
   Played played = Play();
-  ExpectReason(Signal(played.seen, SIGTERM).status(), Reason::kChildNotFound);
-  ExpectReason(played.child->Kill(SIGTERM), Reason::kChildNotFound);
+  const absl::Status refused = Signal(played.seen, SIGTERM).status();
+  ExpectReason(refused, Reason::kNoProcess);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  ExpectReason(played.child->Kill(SIGTERM), Reason::kNoProcess);
   ExpectReason(played.child->Kill(0), Reason::kInvalidArgument);
   EXPECT_EQ(Get(played.seen.name())->last_child_sequence(), 1);
+}
+
+TEST_F(RecordedChildTest, ASignalThatMayNotGoIsNotRecorded) {
+  int ends[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+  const ipc::Descriptor end(ends[1]);
+  // Process 1 is root's, and root itself puts its power aside for a moment. The signal is one that
+  // would do nothing.
+  const auto child = agent_->Adopt(ends[0], /*pid=*/1, ipc::Dialect::kNode, {}, nullptr);
+  ASSERT_TRUE(child.ok()) << child.status();
+  const v1::Child seen = *Get((*child)->name());
+  constexpr uid_t kNobody = 65534;
+  const bool root = geteuid() == 0;
+  if (root) {
+    ASSERT_EQ(setresuid(kNobody, kNobody, 0), 0);
+  }
+  const bool own = kill(1, 0) == 0;
+  const absl::Status refused = own ? absl::OkStatus() : Signal(seen, SIGURG).status();
+  if (root) {
+    ASSERT_EQ(setresuid(0, 0, 0), 0);
+    prctl(PR_SET_DUMPABLE, 1);  // as it was
+  }
+  if (own) GTEST_SKIP() << "process 1 is this user's own";
+  ExpectReason(refused, Reason::kSignalNotPermitted);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kPermissionDenied);
+  EXPECT_THAT(refused.message(), HasSubstr(seen.name()));
+  EXPECT_EQ(Get(seen.name())->last_child_sequence(), 1);
 }
 
 TEST_F(RecordedChildTest, WhatIsAdoptedInVainLeavesNoChild) {

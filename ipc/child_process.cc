@@ -518,7 +518,7 @@ absl::Status ChildProcess::Kill(int signal) {
   }
   if (!pidfd_.valid()) {
     return MakeError(
-        Reason::kChildNotFound,
+        Reason::kNoProcess,
         "The channel was adopted without its process, so nothing can be signalled. Disconnect it "
         "instead.");
   }
@@ -528,7 +528,8 @@ absl::Status ChildProcess::Kill(int signal) {
     case ESRCH:
       return MakeError(Reason::kChildExited, fmt::format("Process {} has ended.", pid_));
     case EPERM:
-      return absl::PermissionDeniedError(
+      return MakeError(
+          Reason::kSignalNotPermitted,
           fmt::format("Process {} may not be signalled: it runs as another user now. Disconnect it "
                       "instead.",
                       pid_));

@@ -136,8 +136,9 @@ class ChildProcess : private Channel::Listener {
   // In order, with time limits: see Channel::Disconnect.
   absl::Status Disconnect(Channel::Mode mode);
 
-  // By pidfd: never hits another process. kChildExited if it has ended, kInvalidArgument if there
-  // is no such signal, PERMISSION_DENIED if the child has become somebody else's.
+  // By pidfd: never hits another process. Signal 0 is not sent, only whether one could be is told.
+  // kChildExited if it has ended, kInvalidArgument if there is no such signal, kNoProcess if the
+  // channel was adopted without its process, kSignalNotPermitted if that runs as another user now.
   absl::Status Kill(int signal = SIGTERM);
 
   void PauseReading();  // channel and captured output

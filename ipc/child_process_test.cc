@@ -397,6 +397,7 @@ TEST_F(ChildProcessTest, EnvironmentDirectoryAndDescriptorLimitAreTheChilds) {
 TEST_F(ChildProcessTest, KillSignalsAndSaysWhenTheChildIsGone) {
   Fork(Shell("sleep 1000"));
   EXPECT_EQ(ReasonOf(child_->Kill(999)), Reason::kInvalidArgument);
+  EXPECT_TRUE(child_->Kill(0).ok());
   EXPECT_TRUE(child_->Kill().ok());
   ASSERT_TRUE(Until([&] { return child_->exited(); }));
   EXPECT_EQ(ReasonOf(child_->Kill()), Reason::kChildExited);
@@ -774,7 +775,8 @@ TEST_F(ChildProcessTest, AChannelWithoutItsProcessCannotBeSignalled) {
       ChildProcess::Adopt(loop_, ends[0], 0, {}, heard_);
   ASSERT_TRUE(adopted.ok()) << adopted.status();
   EXPECT_EQ((*adopted)->pid(), 0);
-  EXPECT_EQ(ReasonOf((*adopted)->Kill()), Reason::kChildNotFound);
+  EXPECT_EQ(ReasonOf((*adopted)->Kill()), Reason::kNoProcess);
+  EXPECT_EQ(ReasonOf((*adopted)->Kill(0)), Reason::kNoProcess);
   close(ends[1]);
 }
 

@@ -48,6 +48,8 @@ constexpr Row kTable[] = {
     {Reason::kChildNotFound, "CHILD_NOT_FOUND", StatusCode::kNotFound, 0},
     {Reason::kChildAmbiguous, "CHILD_AMBIGUOUS", StatusCode::kFailedPrecondition, 0},
     {Reason::kChildExited, "CHILD_EXITED", StatusCode::kFailedPrecondition, 0},
+    {Reason::kNoProcess, "NO_PROCESS", StatusCode::kFailedPrecondition, 0},
+    {Reason::kSignalNotPermitted, "SIGNAL_NOT_PERMITTED", StatusCode::kPermissionDenied, 0},
     // Children live long: waiting does not help, ending one does.
     {Reason::kChildrenLimit, "CHILDREN_LIMIT", StatusCode::kResourceExhausted, 0},
 

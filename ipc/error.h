@@ -42,6 +42,8 @@ enum class Reason : uint8_t {
   kChildNotFound,
   kChildAmbiguous,  // a name that two live children have
   kChildExited,
+  kNoProcess,           // its channel was adopted without it: there is nobody to signal
+  kSignalNotPermitted,  // its process runs as another user now
   kChildrenLimit,
 
   // Requests.
