@@ -182,17 +182,18 @@ class Agent::Impl : public std::enable_shared_from_this<Agent::Impl> {
   absl::StatusOr<Selection> Select(const v1::ChildFilter& filter) const;
 
   void ForgetOldForks();
-  void OnExited();
+  void OnEnding();
   void OnClosed(RecordedChild& child);
   void ForgetEnded();
 
   // Stopping: the phases, one after the other.
-  enum class Phase { kDisconnect, kTerminate, kKill };
+  enum class Phase { kDisconnect, kClose, kTerminate, kKill };
   void Stop(StopOptions options, absl::AnyInvocable<void()> done);
   void Hurry(StopOptions options);
   bool AnyRunning() const;
-  void Terminate(int signal);
+  bool AnyOpenChannel() const;
   void Disconnect();
+  void CloseChannels();
   void SendTerm();
   void SendKill();
   void FinishStop();
@@ -260,7 +261,7 @@ absl::StatusOr<RecordedChild*> Agent::Impl::Make(Agent::Description description,
                                  .log = log_,
                                  .queues = queues_,
                                  .limits = options_.limits,
-                                 .on_exited = [this] { OnExited(); },
+                                 .on_ending = [this] { OnEnding(); },
                                  .on_closed = [this](RecordedChild& closed) { OnClosed(closed); }},
       RecordedChild::Description{.id = std::move(id),
                                  .display_name = std::move(description.display_name),
@@ -550,7 +551,7 @@ absl::StatusOr<std::unique_ptr<Observation>> Agent::Impl::Observe(
   return log_.Observe(std::move(plan));
 }
 
-void Agent::Impl::OnExited() {
+void Agent::Impl::OnEnding() {
   if (stopping_) stop_task_.Schedule();
 }
 
@@ -593,7 +594,7 @@ void Agent::Impl::Hurry(StopOptions options) {
     if (phase == stop_phase_) stop_timer_.Start(limit, [this, next] { (this->*next)(); });
   };
   shorten(Phase::kDisconnect, stop_options_.disconnect_ms_max, options.disconnect_ms_max,
-          &Impl::SendTerm);
+          &Impl::CloseChannels);
   shorten(Phase::kTerminate, stop_options_.terminate_ms_max, options.terminate_ms_max,
           &Impl::SendKill);
   shorten(Phase::kKill, stop_options_.kill_ms_max, options.kill_ms_max, &Impl::FinishStop);
@@ -604,28 +605,38 @@ bool Agent::Impl::AnyRunning() const {
                      [](const auto& entry) { return entry.second->running(); });
 }
 
+bool Agent::Impl::AnyOpenChannel() const {
+  return std::any_of(children_.begin(), children_.end(),
+                     [](const auto& entry) { return entry.second->has_open_channel(); });
+}
+
 void Agent::Impl::Disconnect() {
-  bool any = false;
   for (const auto& [number, child] : children_) {
     child->RefuseWaiting(StoppingError());
     if (!child->has_open_channel()) continue;
-    any = true;
     child->Disconnect(ipc::Channel::Mode::kFlush, v1::Disconnected::BY_AGENT, OwnSender(), {});
   }
-  stop_timer_.Start(any ? stop_options_.disconnect_ms_max : std::chrono::milliseconds(0),
-                    [this] { SendTerm(); });
+  stop_timer_.Start(
+      AnyOpenChannel() ? stop_options_.disconnect_ms_max : std::chrono::milliseconds(0),
+      [this] { CloseChannels(); });
 }
 
-void Agent::Impl::Terminate(int signal) {
+// `disconnected` comes before any signal: the next phase waits until each is recorded.
+void Agent::Impl::CloseChannels() {
+  stop_phase_ = Phase::kClose;
+  if (!AnyOpenChannel()) return SendTerm();
   for (const auto& [number, child] : children_) {
-    // One that has just ended needs no signal.
-    if (child->running()) (void)child->Signal(signal, OwnSender());
+    if (!child->has_open_channel()) continue;
+    child->Disconnect(ipc::Channel::Mode::kClose, v1::Disconnected::BY_AGENT, OwnSender(), {});
   }
 }
 
+// One that has just ended needs no signal.
 void Agent::Impl::SendTerm() {
   if (!AnyRunning()) return SendKill();
-  Terminate(SIGTERM);
+  for (const auto& [number, child] : children_) {
+    if (child->running()) (void)child->Signal(SIGTERM, OwnSender());
+  }
   stop_phase_ = Phase::kTerminate;
   stop_timer_.Start(stop_options_.terminate_ms_max, [this] { SendKill(); });
 }
@@ -633,13 +644,17 @@ void Agent::Impl::SendTerm() {
 void Agent::Impl::SendKill() {
   stop_phase_ = Phase::kKill;
   if (ended_.size() == children_.size()) return FinishStop();
-  Terminate(SIGKILL);
+  for (const auto& [number, child] : children_) {
+    if (child->running()) (void)child->Signal(SIGKILL, OwnSender());
+  }
   stop_timer_.Start(stop_options_.kill_ms_max, [this] { FinishStop(); });
 }
 
 void Agent::Impl::HastenStop() {
   if (ended_.size() == children_.size()) return FinishStop();
-  if (stop_phase_ != Phase::kKill && !AnyRunning()) SendKill();
+  if (stop_phase_ == Phase::kKill) return;
+  if (!AnyRunning()) return SendKill();
+  if (stop_phase_ == Phase::kClose && !AnyOpenChannel()) SendTerm();
 }
 
 void Agent::Impl::FinishStop() {

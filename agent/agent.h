@@ -2,7 +2,7 @@
 // observe and disconnect them.
 //
 //   in process:  Fork, Adopt -> Child (Send, Disconnect, Kill) -> Listener, on the loop's thread
-//   for others:  the API's own requests -> loop's thread -> Supervisor -> Child -> `done`
+//   for others:  the API's own requests -> loop's thread -> Child -> `done`
 //                Observe -> Observation, which reads EventLog from the caller's thread
 //
 // A C++ parent embeds it: makes an EventLoop and an Agent, forks through it, gets its children's
@@ -140,11 +140,12 @@ class Agent {
   void Observe(v1::ObserveRequest request, Done<std::unique_ptr<Observation>> done);
 
   // Ends everything in order: refuses new requests with kAgentStopping; disconnects every child
-  // (kFlush); after disconnect_ms_max sends SIGTERM to those that still run; after terminate_ms_max
-  // SIGKILL; waits for each `closed`, kill_ms_max at most (another process may hold a channel);
-  // then ends the observations (Fin, AGENT_STOPPING). Waits no longer than something still runs.
-  // `done` when all is over. Called again, what is shorter than before holds from then on. Any
-  // thread.
+  // (kFlush); after disconnect_ms_max closes the channels that are still open, and when each
+  // `disconnected` is recorded sends SIGTERM to the children that still run; after terminate_ms_max
+  // SIGKILL; waits for
+  // each `closed`, kill_ms_max at most (another process may hold a channel); then ends the
+  // observations (Fin, AGENT_STOPPING). Waits no longer than something still runs. `done` when all
+  // is over. Called again, what is shorter than before holds from then on. Any thread.
   struct StopOptions {
     std::chrono::milliseconds disconnect_ms_max{2000};  // from disconnect to SIGTERM
     std::chrono::milliseconds terminate_ms_max{5000};   // from SIGTERM to SIGKILL

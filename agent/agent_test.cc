@@ -2,7 +2,9 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -20,6 +22,7 @@
 #include <vector>
 
 #include "agent/agent_testing.h"
+#include "ipc/descriptor.h"
 #include "ipc/error.h"
 #include "ipc/mutex.h"
 #include "ipc/testing.h"
@@ -471,9 +474,12 @@ TEST_F(AgentTest, StopsInOrder) {
   };
   std::map<std::string, v1::ExitStatus> ends;
   std::map<std::string, std::vector<int>> signals;
+  std::optional<int64_t> first_signal, last_disconnected;
   for (const v1::Event& event : shown.events) {
     if (event.has_exited()) ends[event.child()] = event.exited().status();
     if (event.has_signalled()) signals[event.child()].push_back(event.signalled().signal());
+    if (event.has_signalled() && !first_signal) first_signal = event.sequence();
+    if (event.has_disconnected()) last_disconnected = event.sequence();
     if (event.has_disconnected() && event.child() == id(polite)) {
       EXPECT_EQ(event.disconnected().by(), v1::Disconnected::BY_AGENT);
     }
@@ -483,27 +489,105 @@ TEST_F(AgentTest, StopsInOrder) {
   EXPECT_EQ(ends[id(mute)].signal(), SIGTERM);
   EXPECT_EQ(ends[id(stubborn)].signal(), SIGKILL);
   EXPECT_THAT(signals[id(stubborn)], ElementsAre(SIGTERM, SIGKILL));
+  // The stubborn one never lets go of its channel.
+  EXPECT_LT(last_disconnected, first_signal);
   ExpectReason(Get(polite.name()).status(), Reason::kAgentStopping);
   ExpectReason(Fork(Script(kEcho)).status(), Reason::kAgentStopping);
 }
 
-TEST_F(AgentTest, AStopThatIsUnderWayIsHurried) {
+// Signals and pids as they are shown, in the order of the stop's phases.
+class StopTest : public AgentTest {
+ protected:
+  static constexpr Agent::StopOptions kPatient = {.disconnect_ms_max = std::chrono::hours(1),
+                                                  .terminate_ms_max = std::chrono::hours(1),
+                                                  .kill_ms_max = std::chrono::hours(1)};
+  static constexpr std::chrono::milliseconds kNow{0};
+
+  // Shows everything from here on, the stop's events too.
+  void StartObserving() {
+    auto observation = Observe({});
+    ASSERT_TRUE(observation.ok()) << observation.status();
+    observation_ = *std::move(observation);
+  }
+
+  // The number that the child's first line of output is.
+  int FirstNumber() {
+    int number = 0;
+    EXPECT_TRUE(RunUntil(loop_, [&] {
+      TakeAll(*observation_, shown_);
+      for (const v1::Event& event : shown_.events) {
+        if (event.has_output()) number = std::stoi(event.text());
+      }
+      return number != 0;
+    }));
+    return number;
+  }
+
+  bool UntilSignalled(int signal) {
+    return RunUntil(loop_, [&] {
+      TakeAll(*observation_, shown_);
+      const v1::Event& last = shown_.events.back();
+      return last.has_signalled() && last.signalled().signal() == signal;
+    });
+  }
+
+  static ipc::Descriptor Process(pid_t pid) {
+    ipc::Descriptor process(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
+    EXPECT_TRUE(process.valid()) << pid;
+    return process;
+  }
+
+  // Waits no longer than `limit` for its end.
+  static bool Ends(const ipc::Descriptor& process, std::chrono::milliseconds limit) {
+    pollfd ready{.fd = process.get(), .events = POLLIN, .revents = 0};
+    return poll(&ready, 1, static_cast<int>(limit.count())) == 1;
+  }
+
+  std::unique_ptr<Observation> observation_;
+  Shown shown_;
+};
+
+TEST_F(StopTest, IsHurriedInWhicheverPhaseItIs) {
+  StartObserving();
+  // What it leaves behind holds its output, so that it is never closed.
+  ForkScript("trap '' TERM; setsid sh -c 'echo $$; exec sleep 1000' & wait");
+  const ipc::Descriptor left = Process(FirstNumber());
+  int stopped = 0;
+  const auto stop = [&](Agent::StopOptions options) { agent_->Stop(options, [&] { ++stopped; }); };
+  stop(kPatient);
+  Agent::StopOptions hurried = kPatient;
+  hurried.disconnect_ms_max = kNow;
+  stop(hurried);
+  ASSERT_TRUE(UntilSignalled(SIGTERM));
+  stop(kPatient);  // changes nothing
+  hurried = kPatient;
+  hurried.terminate_ms_max = kNow;
+  stop(hurried);
+  ASSERT_TRUE(UntilSignalled(SIGKILL));
+  EXPECT_EQ(stopped, 0);
+  hurried = kPatient;
+  hurried.kill_ms_max = kNow;
+  stop(hurried);
+  ASSERT_TRUE(RunUntil(loop_, [&] { return stopped == 5; }));
+  EXPECT_EQ(TakeAll(*observation_, shown_), Observation::Next::kEnd);
+  EXPECT_FALSE(shown_.events.back().has_closed());
+  EXPECT_FALSE(Ends(left, kNow));
+  kill(FirstNumber(), SIGKILL);
+  // When it is over, another is over at once.
+  Stop(kPatient);
+}
+
+TEST_F(StopTest, WhatHoldsBeforeAPhaseHoldsInIt) {
   v1::ChildSpec spec = Script("trap '' TERM; exec sleep 1000");
   spec.set_no_channel(true);
-  const auto forked = Fork(spec);
-  ASSERT_TRUE(forked.ok());
+  ASSERT_TRUE(Fork(spec).ok());
   int stopped = 0;
-  const Agent::StopOptions patient = {.disconnect_ms_max = std::chrono::hours(1),
-                                      .terminate_ms_max = std::chrono::hours(1),
-                                      .kill_ms_max = std::chrono::hours(1)};
-  agent_->Stop(patient, [&] { ++stopped; });
-  agent_->Stop({.disconnect_ms_max = std::chrono::milliseconds(0),
-                .terminate_ms_max = std::chrono::milliseconds(0),
-                .kill_ms_max = std::chrono::hours(1)},
-               [&] { ++stopped; });
-  ASSERT_TRUE(ipc::RunUntil(loop_, [&] { return stopped == 2; }));
-  // When it is over, another is over at once.
-  Stop(patient);
+  agent_->Stop(kPatient, [&] { ++stopped; });
+  agent_->Stop(
+      {.disconnect_ms_max = kNow, .terminate_ms_max = kNow, .kill_ms_max = kPatient.kill_ms_max},
+      [&] { ++stopped; });
+  agent_->Stop(kPatient, [&] { ++stopped; });
+  ASSERT_TRUE(RunUntil(loop_, [&] { return stopped == 3; }));
 }
 
 TEST_F(AgentTest, StopsAtOnceWithoutChildren) { Stop(); }

@@ -681,6 +681,7 @@ void RecordedChild::OnDisconnect(absl::Status reason) {
   for (Answer<v1::DisconnectResponse>& answer : std::exchange(disconnect_answers_, {})) {
     AnswerDisconnect(answer);
   }
+  environment_.on_ending();
   if (listener_ != nullptr) listener_->OnDisconnect(*this);
 }
 
@@ -692,7 +693,7 @@ void RecordedChild::OnExit(ipc::ExitStatus status) {
   Stage(v1::Event::kExited, exited);
   environment_.log.Commit();
   if (disconnected_) RefuseWaiting(ExitedError());
-  environment_.on_exited();
+  environment_.on_ending();
   if (listener_ != nullptr) listener_->OnExit(*this, status);
 }
 

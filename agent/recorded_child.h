@@ -81,8 +81,8 @@ class RecordedChild final : public Child, private ipc::ChildProcess::Listener {
     EventLog& log;
     QueueBudget& queues;
     const Limits& limits;
-    // After `exited` is recorded, in a call of the child's.
-    std::function<void()> on_exited;
+    // After `disconnected` or `exited` is recorded, in a call of the child's.
+    std::function<void()> on_ending;
     // After the child's last event and its listener's OnClose.
     std::function<void(RecordedChild&)> on_closed;
   };

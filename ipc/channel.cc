@@ -183,6 +183,7 @@ bool Channel::Cancel(uint64_t tag) {
 
 void Channel::Disconnect(Mode mode) {
   if (state_ == State::kClosed) return;
+  if (mode == Mode::kClose) return Close();
   if (mode == Mode::kNow && !drop_queue_) {
     drop_queue_ = true;
     write_blocked_ = false;  // the rest of a frame that is begun is tried once more

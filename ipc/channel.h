@@ -169,10 +169,11 @@ class Channel {
   enum class Mode {
     kFlush,  // writes what is queued first, flush_ms_max at most
     kNow,    // drops the queue; a frame begun is still finished if the socket takes it at once
+    kClose,  // reads no more either: Close()
   };
   // Ends the conversation in order: what is not written is told to OnSent with its reason; messages
   // that the peer still writes are told, until it closes or drain_ms_max is over. A second call may
-  // only hasten the first (kNow after kFlush).
+  // only hasten the first (kNow after kFlush, kClose after both).
   void Disconnect(Mode mode);
 
   // Closes at once, as Node's disconnect() does: no more messages. OnSent for what is queued, then
