@@ -645,7 +645,7 @@ void Agent::Impl::SendKill() {
   stop_phase_ = Phase::kKill;
   if (ended_.size() == children_.size()) return FinishStop();
   for (const auto& [number, child] : children_) {
-    if (child->running()) (void)child->Signal(SIGKILL, OwnSender());
+    if (child->running()) (void)child->KillGroup(OwnSender());
   }
   stop_timer_.Start(stop_options_.kill_ms_max, [this] { FinishStop(); });
 }

@@ -142,7 +142,7 @@ class Agent {
   // Ends everything in order: refuses new requests with kAgentStopping; disconnects every child
   // (kFlush); after disconnect_ms_max closes the channels that are still open, and when each
   // `disconnected` is recorded sends SIGTERM to the children that still run; after terminate_ms_max
-  // SIGKILL; waits for
+  // SIGKILL, also to the process groups that they lead (ipc::ChildProcess::KillGroup); waits for
   // each `closed`, kill_ms_max at most (another process may hold a channel); then ends the
   // observations (Fin, AGENT_STOPPING). Waits no longer than something still runs. `done` when all
   // is over. Called again, what is shorter than before holds from then on. Any thread.

@@ -1,10 +1,12 @@
 #include "agent/agent.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -588,6 +590,51 @@ TEST_F(StopTest, WhatHoldsBeforeAPhaseHoldsInIt) {
       [&] { ++stopped; });
   agent_->Stop(kPatient, [&] { ++stopped; });
   ASSERT_TRUE(RunUntil(loop_, [&] { return stopped == 3; }));
+}
+
+TEST_F(StopTest, AChildThatIsKilledTakesItsGroupAlong) {
+  StartObserving();
+  ForkScript("trap '' TERM; sleep 1000 & echo $!; wait");
+  const ipc::Descriptor grandchild = Process(FirstNumber());
+  Stop({.disconnect_ms_max = kNow,
+        .terminate_ms_max = kNow,
+        .kill_ms_max = std::chrono::seconds(10)});
+  EXPECT_TRUE(Ends(grandchild, std::chrono::seconds(10)));
+  EXPECT_EQ(TakeAll(*observation_, shown_), Observation::Next::kEnd);
+  EXPECT_TRUE(shown_.events.back().has_closed());
+}
+
+// Whoever made the group knows who else is in it.
+TEST_F(StopTest, TheGroupOfAnAdoptedChildIsLeftAlone) {
+  int said[2];
+  ASSERT_EQ(pipe2(said, O_CLOEXEC), 0);
+  const ipc::Descriptor reading(said[0]);
+  ipc::Descriptor writing(said[1]);
+  const pid_t pid = fork();
+  if (pid == 0) {
+    setpgid(0, 0);
+    dup2(writing.get(), STDOUT_FILENO);
+    execl("/bin/sh", "sh", "-c", "trap '' TERM; sleep 1000 >&- & echo $!; wait", nullptr);
+    _exit(127);
+  }
+  writing.Close();
+  std::string line(64, '\0');
+  const ssize_t size = read(reading.get(), line.data(), line.size());
+  ASSERT_GT(size, 0);
+  const ipc::Descriptor grandchild = Process(std::stoi(line));
+
+  int ends[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+  const ipc::Descriptor end(ends[1]);
+  ASSERT_TRUE(agent_->Adopt(ends[0], pid, ipc::Dialect::kNode, {}, nullptr).ok());
+  Stop({.disconnect_ms_max = kNow,
+        .terminate_ms_max = kNow,
+        .kill_ms_max = std::chrono::seconds(10)});
+  int status = 0;
+  ASSERT_EQ(waitpid(pid, &status, 0), pid);
+  EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+  EXPECT_FALSE(Ends(grandchild, kNow));
+  kill(std::stoi(line), SIGKILL);
 }
 
 TEST_F(AgentTest, StopsAtOnceWithoutChildren) { Stop(); }

@@ -442,6 +442,13 @@ absl::StatusOr<int64_t> RecordedChild::Signal(int signal, const v1::Sender& send
   return sequence;
 }
 
+absl::StatusOr<int64_t> RecordedChild::KillGroup(const v1::Sender& sender) {
+  const absl::StatusOr<int64_t> sequence = RecordSignal(SIGKILL, sender);
+  if (!sequence.ok()) return sequence;
+  if (absl::Status status = process_->KillGroup(); !status.ok()) return SignalError(status);
+  return sequence;
+}
+
 absl::StatusOr<int64_t> RecordedChild::RecordSignal(int signal, const v1::Sender& sender) {
   if (process_ == nullptr) return ExitedError();
   if (absl::Status status = process_->Kill(0); !status.ok()) return SignalError(status);

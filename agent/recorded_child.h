@@ -137,6 +137,9 @@ class RecordedChild final : public Child, private ipc::ChildProcess::Listener {
   // signal cannot go; should the process end or change its user in this very moment, `signalled`
   // stands all the same.
   absl::StatusOr<int64_t> Signal(int signal, const v1::Sender& sender);
+  // The same with SIGKILL, which goes to the child's process group too: see
+  // ipc::ChildProcess::KillGroup.
+  absl::StatusOr<int64_t> KillGroup(const v1::Sender& sender);
 
   // Tries again to queue what waits for room.
   void TryWaiting();

@@ -378,6 +378,7 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Fork(EventLoop& loop
     return status;
   }
   child->forked_ = true;
+  child->leads_group_ = options.detached || options.own_process_group;
   child->spawn_told_ = false;
   child->turn_.Schedule();
   if (options.timeout.count() > 0) {
@@ -538,6 +539,12 @@ absl::Status ChildProcess::Kill(int signal) {
           fmt::format("Signal {} cannot be sent to process {}: {}. Give a number from 0 to {}.",
                       signal, pid_, std::strerror(error), SIGRTMAX));
   }
+}
+
+absl::Status ChildProcess::KillGroup() {
+  // Before the child itself: dead, it might be reaped by somebody else.
+  if (leads_group_ && Kill(0).ok()) kill(-pid_, SIGKILL);
+  return Kill(SIGKILL);
 }
 
 void ChildProcess::PauseReading() {

@@ -140,6 +140,12 @@ class ChildProcess : private Channel::Listener {
   // kChildExited if it has ended, kInvalidArgument if there is no such signal, kNoProcess if the
   // channel was adopted without its process, kSignalNotPermitted if that runs as another user now.
   absl::Status Kill(int signal = SIGTERM);
+  // SIGKILL, and with the child all processes of its group, if Fork gave it one of its own: what it
+  // has started and what did not leave the group. The group has the child's number, which nobody
+  // else can get before the child is reaped; so nothing is sent to a group once it has ended. (A
+  // host that reaps our children itself takes the number from us. Between the look and the signal
+  // that would have to happen, and all other numbers be used once.) As Kill if it fails.
+  absl::Status KillGroup();
 
   void PauseReading();  // channel and captured output
   void ResumeReading();
@@ -199,8 +205,9 @@ class ChildProcess : private Channel::Listener {
   std::vector<std::unique_ptr<Output>> outputs_;
 
   pid_t pid_ = 0;
-  bool forked_ = false;  // it is ours to reap
-  Descriptor pidfd_;     // until it has ended
+  bool forked_ = false;       // it is ours to reap
+  bool leads_group_ = false;  // since it was forked
+  Descriptor pidfd_;          // until it has ended
   std::optional<Watch> process_watch_;
   Timer timeout_;
   Timer drain_;

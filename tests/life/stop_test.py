@@ -84,6 +84,22 @@ class StopTest(bridge.TestCase):
         observer.wait_for_end()
         self.assertEqual(observer.kinds, ["started"] + ["to_child"] * 10 + ["disconnected", "exited", "closed"])
 
+    def test_what_a_stubborn_child_has_started(self):
+        """SIGKILL goes to the child's whole group; what has left the group runs on."""
+        agent = self.start_agent()
+        script = "trap '' TERM; sleep 1000 & echo in $!; setsid sh -c 'echo out $$; exec sleep 1000' & wait"
+        child = agent.fork("/bin/sh", "-c", script)
+        observer = child.observe()
+        pids = dict(line.text.split() for line in observer.wait_for_count("output", 2))
+        in_group, outside = int(pids["in"]), int(pids["out"])
+        self.addCleanup(os.kill, outside, signal.SIGKILL)
+        agent.process.send_signal(signal.SIGTERM)
+        observer.wait_for_last("disconnected")
+        self.assertTrue(bridge.process_runs(in_group))
+        self.assertEqual(agent.stop(), 0)
+        self.assertFalse(bridge.process_runs(in_group))
+        self.assertTrue(bridge.process_runs(outside))
+
     def test_a_grandchild_that_holds_everything(self):
         """It is nobody's to end, and the agent does not wait for it longer than its limits say."""
         agent = self.start_agent()
