@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "agent/answer.h"
 #include "agent/event_log.h"
 #include "agent/fingerprint.h"
@@ -29,6 +30,7 @@ using Clock = std::chrono::steady_clock;
 constexpr int kPageSize = 100;
 constexpr int kPageSizeMax = 1000;
 constexpr size_t kPageBytesMax = 1 << 20;  // but for one child: stock clients receive 4 MiB
+constexpr size_t kCandidatesShown = 20;    // of a name that several children have
 
 v1::Sender SenderOf(const Caller& caller) {
   v1::Sender sender;
@@ -94,7 +96,7 @@ struct PagePlace {
 };
 
 bool HasLabels(const std::map<std::string, std::string>& labels,
-               const google::protobuf::Map<std::string, std::string>& wanted) {
+               const std::map<std::string, std::string>& wanted) {
   return std::all_of(wanted.begin(), wanted.end(), [&](const auto& label) {
     const auto found = labels.find(label.first);
     return found != labels.end() && found->second == label.second;
@@ -150,6 +152,8 @@ class Agent::Impl : public std::enable_shared_from_this<Agent::Impl> {
 
   // The child that a caller's name means.
   absl::StatusOr<RecordedChild*> Find(std::string_view name) const;
+  // The same for the last part of a name.
+  absl::StatusOr<RecordedChild*> FindPart(const std::string& part) const;
   // Null if it is not known any more.
   RecordedChild* FindById(const std::string& id) const;
 
@@ -166,9 +170,17 @@ class Agent::Impl : public std::enable_shared_from_this<Agent::Impl> {
     v1::ForkChildResponse response;
   };
 
+  // What a filter means now.
   struct Selection {
     bool all = false;  // no name was given, or `-`
-    std::vector<RecordedChild*> named;
+    absl::flat_hash_set<const RecordedChild*> named = {};
+    std::map<std::string, std::string> labels = {};
+    uint32_t states = ~0u;  // a bit for each v1::Child::State
+
+    bool Has(const RecordedChild& child) const {
+      return (all || named.contains(&child)) && HasLabels(child.labels(), labels) &&
+             (states >> child.state() & 1) != 0;
+    }
   };
 
   absl::StatusOr<RecordedChild*> Make(Agent::Description description, std::string program,
@@ -409,11 +421,15 @@ RecordedChild* Agent::Impl::FindById(const std::string& id) const {
 absl::StatusOr<RecordedChild*> Agent::Impl::Find(std::string_view name) const {
   const absl::StatusOr<std::string> part = ParseChildName(name, id(), Wildcard::kRefused);
   if (!part.ok()) return part.status();
-  if (RecordedChild* child = FindById(*part); child != nullptr) return child;
+  return FindPart(*part);
+}
+
+absl::StatusOr<RecordedChild*> Agent::Impl::FindPart(const std::string& part) const {
+  if (RecordedChild* child = FindById(part); child != nullptr) return child;
 
   std::vector<RecordedChild*> running;
   RecordedChild* latest = nullptr;
-  const auto [begin, end] = by_display_name_.equal_range(*part);
+  const auto [begin, end] = by_display_name_.equal_range(part);
   for (auto entry = begin; entry != end; ++entry) {
     latest = children_.at(entry->second).get();
     if (latest->running()) running.push_back(latest);
@@ -424,33 +440,51 @@ absl::StatusOr<RecordedChild*> Agent::Impl::Find(std::string_view name) const {
     return ipc::MakeError(ipc::Reason::kChildNotFound,
                           fmt::format("No child is called {}. List the children to see which there "
                                       "are; ended ones are known for a while only.",
-                                      *part),
-                          {{"name", *part}});
+                                      part),
+                          {{"name", part}});
   }
   std::string candidates;
-  for (const RecordedChild* child : running) {
-    candidates += fmt::format("{}{}", candidates.empty() ? "" : ",", child->name());
+  for (size_t i = 0; i < std::min(running.size(), kCandidatesShown); ++i) {
+    candidates += fmt::format("{}{}", i == 0 ? "" : ",", running[i]->name());
   }
-  return ipc::MakeError(ipc::Reason::kChildAmbiguous,
-                        fmt::format("{} children are called {}. Name one by its id: {}",
-                                    running.size(), *part, candidates),
-                        {{"candidates", candidates}, {"name", *part}});
+  return ipc::MakeError(
+      ipc::Reason::kChildAmbiguous,
+      fmt::format("{} children are called {}. Name one by its id: {}{}", running.size(), part,
+                  candidates, running.size() > kCandidatesShown ? "..." : ""),
+      {{"candidates", candidates}, {"name", part}});
 }
 
 absl::StatusOr<Agent::Impl::Selection> Agent::Impl::Select(const v1::ChildFilter& filter) const {
-  Selection selection{.all = filter.children().empty(), .named = {}};
+  if (static_cast<size_t>(filter.children_size()) > kFilterNamesMax) {
+    return InvalidField("filter.children",
+                        fmt::format("has {} names; at most {} are allowed. Use labels, or observe "
+                                    "all.",
+                                    filter.children_size(), kFilterNamesMax));
+  }
+  Selection selection{.all = filter.children().empty(), .labels = ToMap(filter.labels())};
+  if (absl::Status status = ValidateLabels(selection.labels, "filter.labels"); !status.ok()) {
+    return status;
+  }
+  // Each name once: to find one may cost as much as there are children of that name.
+  absl::flat_hash_set<std::string> parts;
   for (const std::string& name : filter.children()) {
-    const absl::StatusOr<std::string> part = ParseChildName(name, id(), Wildcard::kAccepted);
-    if (part.ok() && *part == "-") {
+    absl::StatusOr<std::string> part = ParseChildName(name, id(), Wildcard::kAccepted);
+    if (!part.ok()) return part.status();
+    if (*part == "-") {
       selection.all = true;
-      continue;
+    } else if (parts.insert(*part).second) {
+      const absl::StatusOr<RecordedChild*> child = FindPart(*part);
+      if (!child.ok()) return child.status();
+      selection.named.insert(*child);
     }
-    const absl::StatusOr<RecordedChild*> child = Find(name);
-    if (!child.ok()) return child.status();
-    const auto& named = selection.named;
-    if (std::find(named.begin(), named.end(), *child) == named.end()) {
-      selection.named.push_back(*child);
+  }
+  if (!filter.states().empty()) selection.states = 0;
+  for (const int state : filter.states()) {
+    if (state == v1::Child::STATE_UNSPECIFIED || !v1::Child::State_IsValid(state)) {
+      return InvalidField("filter.states",
+                          fmt::format("holds {}, which is no state of a child.", state));
     }
+    selection.states |= 1u << state;
   }
   return selection;
 }
@@ -476,21 +510,13 @@ absl::StatusOr<v1::ListChildrenResponse> Agent::Impl::ListChildren(
     place = *parsed;
   }
 
-  const auto matches = [&](RecordedChild* child) {
-    const auto& named = selection->named;
-    const auto& states = request.filter().states();
-    return (selection->all || std::find(named.begin(), named.end(), child) != named.end()) &&
-           HasLabels(child->labels(), request.filter().labels()) &&
-           (states.empty() ||
-            std::find(states.begin(), states.end(), child->state()) != states.end());
-  };
   v1::ListChildrenResponse response;
   response.mutable_cursor()->set_agent(id());
   response.mutable_cursor()->set_epoch(log_.epoch());
   response.mutable_cursor()->set_sequence(place.sequence);
   size_t page_bytes = 0;
   for (auto entry = children_.upper_bound(place.after); entry != children_.end(); ++entry) {
-    if (!matches(entry->second.get())) continue;
+    if (!selection->Has(*entry->second)) continue;
     if (response.children_size() == page_size || page_bytes >= kPageBytesMax) {
       response.set_next_page_token(place.Token(query_bytes, seed_));
       break;
@@ -518,14 +544,11 @@ absl::StatusOr<std::unique_ptr<Observation>> Agent::Impl::Observe(
     return status;
   }
   ObservationPlan plan;
-  if (!selection->all) {
-    plan.children.emplace();
-    for (const RecordedChild* child : selection->named) plan.children->push_back(child->log());
-  }
-  plan.labels = ToMap(request.filter().labels());
+  if (!selection->all) plan.children.emplace();
+  plan.labels = selection->labels;
   plan.observation = request.observation();
 
-  // The snapshot, in pieces.
+  // With the snapshot, in pieces.
   const size_t piece_bytes_max = SnapshotBytesMax(request.observation());
   v1::ObserveResponse piece;
   size_t piece_bytes = 0;
@@ -535,11 +558,8 @@ absl::StatusOr<std::unique_ptr<Observation>> Agent::Impl::Observe(
     piece_bytes = 0;
   };
   for (const auto& [number, child] : children_) {
-    const auto& named = selection->named;
-    if (!selection->all && std::find(named.begin(), named.end(), child.get()) == named.end()) {
-      continue;
-    }
-    if (!HasLabels(child->labels(), request.filter().labels())) continue;
+    if (!selection->Has(*child)) continue;
+    if (plan.children) plan.children->push_back(child->log());
     v1::Child description = child->ToProto();
     constexpr size_t kFraming = 32;
     const size_t bytes = description.ByteSizeLong() + kFraming;

@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "agent/agent_testing.h"
+#include "agent/names.h"
 #include "ipc/descriptor.h"
 #include "ipc/error.h"
 #include "ipc/mutex.h"
@@ -253,6 +254,50 @@ TEST_F(AgentTest, FiltersByNameLabelAndState) {
   EXPECT_EQ(List(request)->children_size(), 2);
   request.mutable_filter()->add_children("nobody");
   ExpectReason(List(request).status(), Reason::kChildNotFound);
+}
+
+TEST_F(AgentTest, FiltersAreLimited) {
+  const v1::Child child = ForkScript(kEcho, "a");
+  v1::ListChildrenRequest request;
+  v1::ChildFilter& filter = *request.mutable_filter();
+  for (size_t i = 0; i < kFilterNamesMax; ++i) filter.add_children(i % 2 == 0 ? "a" : child.name());
+  EXPECT_EQ(List(request)->children_size(), 1);
+  filter.add_children("a");
+  const absl::Status refused = List(request).status();
+  ExpectReason(refused, Reason::kInvalidArgument);
+  EXPECT_EQ(ipc::MetadataOf(refused, "field"), "filter.children");
+  v1::ObserveRequest observe;
+  *observe.mutable_filter() = filter;
+  ExpectReason(Observe(observe).status(), Reason::kInvalidArgument);
+  observe.mutable_filter()->mutable_children()->RemoveLast();
+  EXPECT_TRUE(Observe(observe).ok());
+
+  filter.Clear();
+  for (size_t i = 0; i < kLabelsMax; ++i) (*filter.mutable_labels())["k" + std::to_string(i)] = "";
+  EXPECT_EQ(List(request)->children_size(), 0);
+  (*filter.mutable_labels())["one more"] = "";
+  EXPECT_EQ(ipc::MetadataOf(List(request).status(), "field"), "filter.labels");
+
+  filter.Clear();
+  for (int i = 0; i < 1000; ++i) filter.add_states(v1::Child::STATE_CONNECTED);
+  EXPECT_EQ(List(request)->children_size(), 1);
+  filter.add_states(v1::Child::STATE_UNSPECIFIED);
+  EXPECT_EQ(ipc::MetadataOf(List(request).status(), "field"), "filter.states");
+  filter.set_states(1000, static_cast<v1::Child::State>(9));
+  EXPECT_EQ(ipc::MetadataOf(List(request).status(), "field"), "filter.states");
+}
+
+TEST_F(AgentTest, ManyCandidatesAreShownInPart) {
+  const auto shown = [&] {
+    const auto candidates = ipc::MetadataOf(Get("same").status(), "candidates");
+    return candidates ? std::count(candidates->begin(), candidates->end(), ',') + 1 : 0;
+  };
+  for (int i = 0; i < 20; ++i) ForkScript(kEcho, "same");
+  EXPECT_EQ(shown(), 20);
+  EXPECT_THAT(Get("same").status().message(), HasSubstr("20 children"));
+  ForkScript(kEcho, "same");
+  EXPECT_EQ(shown(), 20);
+  EXPECT_THAT(Get("same").status().message(), HasSubstr("21 children"));
 }
 
 TEST_F(AgentTest, ASnapshotStandsBeforeWhatFollows) {

@@ -159,24 +159,24 @@ absl::Status ValidateDisplayName(std::string_view name) {
                                   Shown(name), kNameBytesMax));
 }
 
-absl::Status ValidateLabels(const std::map<std::string, std::string>& labels) {
+absl::Status ValidateLabels(const std::map<std::string, std::string>& labels,
+                            std::string_view field) {
   if (labels.size() > kLabelsMax) {
-    return InvalidField("labels", fmt::format("has {} entries; at most {} are allowed.",
-                                              labels.size(), kLabelsMax));
+    return InvalidField(
+        field, fmt::format("has {} entries; at most {} are allowed.", labels.size(), kLabelsMax));
   }
   for (const auto& [key, value] : labels) {
-    if (key.empty()) return InvalidField("labels", "has an empty key.");
+    if (key.empty()) return InvalidField(field, "has an empty key.");
     if (key.size() > kNameBytesMax || value.size() > kNameBytesMax) {
-      return InvalidField("labels",
-                          fmt::format("has the key \"{}\"; keys and values have at most {} "
-                                      "bytes.",
-                                      Shown(key), kNameBytesMax));
+      return InvalidField(field, fmt::format("has the key \"{}\"; keys and values have at most {} "
+                                             "bytes.",
+                                             Shown(key), kNameBytesMax));
     }
     for (const std::string_view text : {std::string_view(key), std::string_view(value)}) {
       if (ipc::IsUtf8(text) && !HasControl(text)) continue;
-      return InvalidField("labels", fmt::format("has the key \"{}\"; keys and values are UTF-8 "
-                                                "without control characters.",
-                                                Shown(key)));
+      return InvalidField(field, fmt::format("has the key \"{}\"; keys and values are UTF-8 "
+                                             "without control characters.",
+                                             Shown(key)));
     }
   }
   return absl::OkStatus();

@@ -19,6 +19,7 @@ inline constexpr size_t kNameBytesMax = 63;
 inline constexpr size_t kLabelsMax = 64;
 inline constexpr size_t kRequestIdBytesMax = 64;
 inline constexpr size_t kClientBytesMax = 63;
+inline constexpr size_t kFilterNamesMax = 4096;
 
 // [a-z0-9][a-z0-9-]{0,62}
 bool IsId(std::string_view id);
@@ -51,7 +52,8 @@ absl::Status InvalidField(std::string_view field, std::string_view what);
 bool HasControl(std::string_view text);
 
 absl::Status ValidateDisplayName(std::string_view name);  // empty: none
-absl::Status ValidateLabels(const std::map<std::string, std::string>& labels);
+absl::Status ValidateLabels(const std::map<std::string, std::string>& labels,
+                            std::string_view field = "labels");
 absl::Status ValidateRequestId(std::string_view id);
 absl::Status ValidateClient(std::string_view client);
 
