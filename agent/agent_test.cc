@@ -127,13 +127,25 @@ TEST_F(AgentTest, AForkIsRepeatedOnce) {
 }
 
 TEST_F(AgentTest, ForkIdsAreForgottenBeyondTheirNumber) {
-  Create({.fork_request_ids_max = 1});
-  const auto first = Fork(Script(kEcho), "id-1");
-  ASSERT_TRUE(Fork(Script(kEcho), "id-2").ok());
-  ASSERT_TRUE(Fork(Script(kEcho), "id-3").ok());
-  const auto again = Fork(Script(kEcho), "id-1");
-  ASSERT_TRUE(first.ok() && again.ok());
-  EXPECT_NE(again->child().name(), first->child().name());
+  Create({.fork_request_ids_max = 2});
+  const auto name = [&](std::string id) {
+    return Fork(Script(kEcho), std::move(id))->child().name();
+  };
+  const std::string first = name("id-1"), second = name("id-2");
+  EXPECT_EQ(name("id-1"), first);
+  const std::string third = name("id-3");
+  EXPECT_EQ(name("id-2"), second);
+  EXPECT_EQ(name("id-3"), third);
+  EXPECT_NE(name("id-1"), first);
+}
+
+TEST_F(AgentTest, ForkIdsAreForgottenInTime) {
+  Create({.request_id_kept_ms_max = std::chrono::milliseconds(1)});
+  const auto first = Fork(Script("exit 0"), "id");
+  ASSERT_TRUE(first.ok());
+  ASSERT_TRUE(RunUntil(loop_, [&] {
+    return Fork(Script("exit 0"), "id")->child().name() != first->child().name();
+  }));
 }
 
 TEST_F(AgentTest, AForkThatFailsLeavesNoChild) {
@@ -852,6 +864,47 @@ TEST_F(AgentTest, TheLimitsOfAForkAreExact) {
   };
   EXPECT_TRUE(with_args(1 << 20).ok());
   ExpectReason(with_args((1 << 20) + 1), Reason::kInvalidArgument);
+  // A variable counts its `=` too.
+  const auto with_arg_and_env = [&](size_t bytes) {
+    return fork([&](v1::ChildSpec& spec) {
+      spec.set_clear_env(true);
+      spec.clear_args();
+      for (char name = 'a'; name <= 'j'; ++name) {
+        (*spec.mutable_env())[std::string(1, name)] = std::string(100'000 - 2 - kWordBytes, 'x');
+      }
+      spec.add_args(std::string(bytes - 1'000'000 - kWordBytes, 'x'));
+    });
+  };
+  EXPECT_TRUE(with_arg_and_env(1 << 20).ok());
+  ExpectReason(with_arg_and_env((1 << 20) + 1), Reason::kInvalidArgument);
+
+  // Paths: beyond the limit it is the agent that refuses, up to it the system.
+  const auto with_path = [&](void (v1::ChildSpec::*set)(std::string &&), size_t size) {
+    return fork([&](v1::ChildSpec& spec) { (spec.*set)("/" + std::string(size - 1, 'x')); });
+  };
+  for (const auto set :
+       {&v1::ChildSpec::set_program<std::string>, &v1::ChildSpec::set_cwd<std::string>}) {
+    ExpectReason(with_path(set, 4095), Reason::kProgramNotFound);
+    ExpectReason(with_path(set, 4096), Reason::kInvalidArgument);
+  }
+
+  const auto with_timeout = [&](int64_t seconds, int32_t nanos) {
+    return fork([&](v1::ChildSpec& spec) {
+      spec.mutable_timeout()->set_seconds(seconds);
+      spec.mutable_timeout()->set_nanos(nanos);
+    });
+  };
+  constexpr int64_t kTenYears = 10 * 365 * 24 * 3600;
+  EXPECT_TRUE(with_timeout(0, 1'000'000).ok());
+  EXPECT_TRUE(with_timeout(kTenYears, 0).ok());
+  for (const auto& [seconds, nanos] : {std::pair<int64_t, int32_t>(0, 999'999),
+                                       {0, 0},
+                                       {-1, 0},
+                                       {1, -1},
+                                       {1, 1'000'000'000},
+                                       {kTenYears + 1, 0}}) {
+    ExpectReason(with_timeout(seconds, nanos), Reason::kInvalidArgument);
+  }
 
   const auto with_limits = [&](int64_t message, int64_t queue, int64_t log) {
     return fork([&](v1::ChildSpec& spec) {
@@ -881,6 +934,15 @@ TEST_F(AgentTest, MessagesAreLimitedByTheirChild) {
   ASSERT_TRUE(forked.ok()) << forked.status();
   EXPECT_TRUE(Send(Message(forked->child(), "1234567890")).ok());
   ExpectReason(Send(Message(forked->child(), "12345678901")).status(), Reason::kMessageTooLarge);
+  // The other way.
+  spec = Script(Say("1234567890") + Say("12345678901"));
+  spec.mutable_limits()->set_message_bytes_max(10);
+  const auto talking = Fork(spec);
+  ASSERT_TRUE(talking.ok()) << talking.status();
+  const Shown shown = WholeStory({talking->child()});
+  ASSERT_EQ(shown.events.size(), 6u);
+  EXPECT_EQ(shown.events[1].json(), "1234567890");
+  EXPECT_EQ(shown.events[2].error().reason(), "MESSAGE_TOO_LARGE");
 }
 
 TEST_F(AgentTest, ObserversAreLimited) {
@@ -941,13 +1003,89 @@ TEST_F(AgentTest, ACursorOfAnotherEpochIsToldOrRefused) {
   ExpectReason(Observe(request).status(), Reason::kInvalidArgument);
 }
 
-TEST(AgentCreateTest, RefusesWhatDoesNotFit) {
+TEST_F(AgentTest, TheLimitsOfAnObservationAreExact) {
+  const auto observe = [&](auto change) {
+    v1::ObserveRequest request;
+    change(*request.mutable_observation());
+    return Observe(request).status();
+  };
+  const auto with_heartbeat = [&](int64_t seconds, int32_t nanos) {
+    return observe([&](v1::Observation& observation) {
+      observation.mutable_heartbeat_interval()->set_seconds(seconds);
+      observation.mutable_heartbeat_interval()->set_nanos(nanos);
+    });
+  };
+  EXPECT_TRUE(with_heartbeat(1, 0).ok());
+  EXPECT_TRUE(with_heartbeat(60, 0).ok());
+  ExpectReason(with_heartbeat(0, 999'999'999), Reason::kInvalidArgument);
+  ExpectReason(with_heartbeat(60, 1'000'000), Reason::kInvalidArgument);
+  const auto with_response = [&](int64_t bytes) {
+    return observe(
+        [&](v1::Observation& observation) { observation.set_response_bytes_max(bytes); });
+  };
+  EXPECT_TRUE(with_response(64 << 10).ok());
+  ExpectReason(with_response((64 << 10) - 1), Reason::kInvalidArgument);
+  const auto with_duration = [&](int32_t nanos) {
+    return observe(
+        [&](v1::Observation& observation) { observation.mutable_duration()->set_nanos(nanos); });
+  };
+  EXPECT_TRUE(with_duration(1'000'000).ok());
+  ExpectReason(with_duration(999'999), Reason::kInvalidArgument);
+  const auto with_last = [&](int64_t last) {
+    return observe(
+        [&](v1::Observation& observation) { observation.mutable_start()->set_last(last); });
+  };
+  EXPECT_TRUE(with_last(1).ok());
+  ExpectReason(with_last(0), Reason::kInvalidArgument);
+}
+
+TEST(AgentCreateTest, RefusesLimitsThatDoNotFit) {
+  ipc::EventLoop loop;
+  // The name of the limit that is refused; empty if none is.
+  const auto refused = [&](void (*change)(Limits&)) -> std::string {
+    Limits limits = {.message_bytes_max = 1000,
+                     .queue_bytes_max = 1000 + (4 << 10),
+                     .log_bytes_max = 1000 + (64 << 10),
+                     .logs_bytes_max = 1000 + (64 << 10),
+                     .queues_bytes_max = 1000 + (4 << 10)};
+    change(limits);
+    const absl::Status status = Agent::Create(loop, {.id = "a", .limits = limits}).status();
+    return status.ok() ? "" : ipc::MetadataOf(status, "field").value_or("?");
+  };
+  EXPECT_EQ(refused([](Limits&) {}), "");
+  EXPECT_EQ(refused([](Limits& limits) { limits.queue_bytes_max -= 1; }), "queue_bytes_max");
+  EXPECT_EQ(refused([](Limits& limits) { limits.queues_bytes_max -= 1; }), "queue_bytes_max");
+  EXPECT_EQ(refused([](Limits& limits) { limits.log_bytes_max -= 1; }), "log_bytes_max");
+  EXPECT_EQ(refused([](Limits& limits) { limits.logs_bytes_max -= 1; }), "log_bytes_max");
+  const auto large = [](Limits& limits) {
+    limits = {
+        .message_bytes_max = 64 << 20, .queue_bytes_max = 65 << 20, .log_bytes_max = 65 << 20};
+  };
+  EXPECT_EQ(refused(large), "");
+  static constexpr auto kLarge = large;
+  EXPECT_EQ(refused([](Limits& limits) {
+              kLarge(limits);
+              limits.message_bytes_max += 1;
+            }),
+            "message_bytes_max");
+  EXPECT_EQ(refused([](Limits& limits) { limits.message_bytes_max = 1; }), "");
+  EXPECT_EQ(refused([](Limits& limits) { limits.message_bytes_max = 0; }), "message_bytes_max");
+  EXPECT_EQ(refused([](Limits& limits) {
+              limits.queue_messages_max = limits.log_events_max = 1;
+              limits.children_max = limits.observers_max = 1;
+              limits.ended_children_max = limits.fork_request_ids_max = 0;
+              limits.send_request_ids_max = 0;
+            }),
+            "");
+  EXPECT_EQ(refused([](Limits& limits) { limits.queue_messages_max = 0; }), "queue_messages_max");
+  EXPECT_EQ(refused([](Limits& limits) { limits.log_events_max = 0; }), "log_events_max");
+  EXPECT_EQ(refused([](Limits& limits) { limits.children_max = 0; }), "children_max");
+  EXPECT_EQ(refused([](Limits& limits) { limits.observers_max = 0; }), "observers_max");
+}
+
+TEST(AgentCreateTest, HasTheHostsNameUnlessItIsGivenOne) {
   ipc::EventLoop loop;
   ExpectReason(Agent::Create(loop, {.id = "Upper"}).status(), Reason::kInvalidArgument);
-  ExpectReason(Agent::Create(loop, {.id = "a", .limits = {.message_bytes_max = 65 << 20}}).status(),
-               Reason::kInvalidArgument);
-  ExpectReason(Agent::Create(loop, {.id = "a", .limits = {.log_bytes_max = 1 << 20}}).status(),
-               Reason::kInvalidArgument);
   const auto host = Agent::Create(loop, {});
   ASSERT_TRUE(host.ok()) << host.status();
   EXPECT_FALSE((*host)->id().empty());

@@ -416,6 +416,27 @@ TEST_F(RecordedChildTest, AllQueuesTogetherAreLimited) {
   ASSERT_TRUE(ipc::RunUntil(loop_, [&] { return waits_again->accepted; }));
 }
 
+TEST_F(RecordedChildTest, TheRoomOfAllQueuesIsExact) {
+  Limits limits = kSmall;
+  limits.queues_bytes_max = limits.queue_bytes_max;
+  Create(limits);
+  Played full = Play(), other = Play();
+  // The first fills the socket, so that nothing of the queue moves any more.
+  const auto begun = Begin(Message(full.seen, Json('1', 60'000)));
+  ASSERT_TRUE(WaitForByte(full));
+  const auto queued = Begin(Message(full.seen, Json('1', 30'000)));
+  Settle();
+  const size_t used = static_cast<size_t>(Get(full.seen.name())->queued_bytes());
+  ASSERT_GT(used, 0u);
+  // What a dialect may put around a message is set aside.
+  const size_t left = limits.queues_bytes_max - used - (4 << 10);
+  ASSERT_LE(left, limits.message_bytes_max);
+  ExpectReason(Send(Message(other.seen, Json('2', left + 1))).status(), Reason::kQueueFull);
+  v1::SendMessageRequest fits = Message(other.seen, Json('2', left));
+  fits.set_answer_when(v1::SEND_OUTCOME_ACCEPTED);
+  EXPECT_TRUE(Send(fits).ok());
+}
+
 TEST_F(RecordedChildTest, DisconnectNowTellsWhatWasNotWritten) {
   Create(kSmall);
   Played played = Play();
@@ -643,6 +664,15 @@ TEST_F(RecordedChildTest, LongArgumentsAreShownCut) {
   EXPECT_LE(bytes, 16u << 10);
   EXPECT_EQ(WholeStory({forked->child()}).events.front().started().child().args_size(),
             forked->child().args_size());
+  // One argument at the limit, and one past it.
+  for (const size_t size : {16u << 10, (16u << 10) + 1}) {
+    spec.clear_args();
+    spec.set_program("/bin/true");
+    spec.add_args(std::string(size, 'x'));
+    const auto cut = Fork(spec);
+    ASSERT_TRUE(cut.ok()) << cut.status();
+    EXPECT_THAT(cut->child().args(), ElementsAre(std::string(16 << 10, 'x')));
+  }
 }
 
 }  // namespace
