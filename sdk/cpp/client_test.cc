@@ -24,6 +24,7 @@
 #include "fmt/format.h"
 #include "ipc/mutex.h"
 #include "sdk/cpp/fake_agent.h"
+#include "sdk/cpp/testing.h"
 
 namespace deka {
 namespace {
@@ -36,47 +37,7 @@ using testing::HasSubstr;
 using testing::Not;
 using testing::SizeIs;
 
-constexpr seconds kDeadline{30};
-
 const grpc::Status kLost(grpc::StatusCode::UNAVAILABLE, "cut");
-
-// Words that callbacks write and a test waits for.
-class Record {
- public:
-  void Add(std::string word) {
-    ipc::MutexLock lock(mutex_);
-    words_.push_back(std::move(word));
-    changed_.NotifyAll();
-  }
-
-  std::vector<std::string> words() const {
-    ipc::MutexLock lock(mutex_);
-    return words_;
-  }
-
-  // Waits until there are so many; gives them.
-  std::vector<std::string> Await(size_t count) const {
-    const auto deadline = steady_clock::now() + kDeadline;
-    ipc::MutexLock lock(mutex_);
-    while (words_.size() < count && changed_.WaitUntil(mutex_, deadline)) {
-    }
-    return words_;
-  }
-
-  std::vector<std::string> AwaitWord(const std::string& word) const {
-    const auto deadline = steady_clock::now() + kDeadline;
-    ipc::MutexLock lock(mutex_);
-    while (std::find(words_.begin(), words_.end(), word) == words_.end() &&
-           changed_.WaitUntil(mutex_, deadline)) {
-    }
-    return words_;
-  }
-
- private:
-  mutable ipc::Mutex mutex_;
-  mutable ipc::CondVar changed_;
-  std::vector<std::string> words_;
-};
 
 // Writes what an observation tells: events as `a1`, gaps as `(a2-5)`, and the rest as words.
 Observer Recorder(Record& record) {

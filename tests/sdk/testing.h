@@ -28,10 +28,9 @@
 
 #include "ipc/mutex.h"
 #include "sdk/cpp/client.h"
+#include "sdk/cpp/testing.h"
 
 namespace deka {
-
-inline constexpr std::chrono::seconds kDeadline{30};
 
 inline sockaddr_un AddressOf(const std::string& path) {
   sockaddr_un address{};
@@ -160,30 +159,6 @@ class Proxy {
   std::thread thread_;
   mutable ipc::Mutex mutex_;
   size_t broken_ ABSL_GUARDED_BY(mutex_) = 0;
-};
-
-// What callbacks have told, to be waited for.
-class Record {
- public:
-  void Add(std::string word) {
-    ipc::MutexLock lock(mutex_);
-    words_.push_back(std::move(word));
-    changed_.NotifyAll();
-  }
-
-  // Waits until `word` is the last one; all of them.
-  std::vector<std::string> AwaitLast(std::string_view word) const {
-    const auto deadline = std::chrono::steady_clock::now() + kDeadline;
-    ipc::MutexLock lock(mutex_);
-    while ((words_.empty() || words_.back() != word) && changed_.WaitUntil(mutex_, deadline)) {
-    }
-    return words_;
-  }
-
- private:
-  mutable ipc::Mutex mutex_;
-  mutable ipc::CondVar changed_;
-  std::vector<std::string> words_;
 };
 
 // An agent of its own for each test, on a socket in a fresh directory.
