@@ -1,16 +1,25 @@
 #include "sdk/cpp/attachment.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "fmt/format.h"
 #include "sdk/cpp/check_utf8.h"
+#include "sdk/cpp/error.h"
 #include "sdk/cpp/observation.h"
 #include "sdk/cpp/request_id.h"
 #include "sdk/cpp/rpc_error.h"
 
 namespace deka {
+namespace {
+
+// The metadata of a failure that ends a stream: of which request.
+constexpr char kNumber[] = "number";
+
+}  // namespace
 
 std::shared_ptr<Attachment::Impl> Attachment::Impl::Start(std::shared_ptr<Connection> connection,
                                                           std::string child, Options options) {
@@ -173,6 +182,11 @@ absl::Status Attachment::Impl::Run(grpc::ClientContext& context) {
     }
   }
   absl::Status status = FromRpc(stream->Finish());
+  // With stop_on_failure the failure itself is the end.
+  if (const std::string number = ErrorMetadata(status, kNumber); !number.empty()) {
+    status = WithMetadata(std::move(status), kNumber,
+                          std::to_string(NumberOf(strtoll(number.c_str(), nullptr, 10))));
+  }
   context.TryCancel();  // frees the writer
   ipc::MutexLock lock(mutex_);
   stream_ = nullptr;
@@ -213,20 +227,22 @@ void Attachment::Impl::TakeAck(int64_t through) {
 }
 
 void Attachment::Impl::TakeFailed(const v1::Failed& failed) {
-  int64_t number = 0;
-  {
-    ipc::MutexLock lock(mutex_);
-    for (size_t i = 0; i < written_ && number == 0; ++i) {
-      if (unanswered_[i].request.number() == failed.number()) {
-        number = unanswered_[i].number;
-      }
-    }
-  }
+  const int64_t number = NumberOf(failed.number());
   if (number != 0 && options_.on_failed && !thread_.stopped()) {
     options_.on_failed(number, FromRpc(failed.status()));
   }
   // It is answered, and so is all before it.
   TakeAck(failed.number());
+}
+
+int64_t Attachment::Impl::NumberOf(int64_t wire_number) const {
+  ipc::MutexLock lock(mutex_);
+  for (size_t i = 0; i < written_; ++i) {
+    if (unanswered_[i].request.number() == wire_number) {
+      return unanswered_[i].number;
+    }
+  }
+  return 0;
 }
 
 void Attachment::Impl::TellAnswered() {

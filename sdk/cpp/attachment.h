@@ -67,6 +67,8 @@ class Attachment::Impl : public StreamThread::Stream {
   void Take(const v1::AttachResponse& response);
   void TakeAck(int64_t through);
   void TakeFailed(const v1::Failed& failed);
+  // The caller's number of a request on the present stream; 0 if it is not one that waits.
+  int64_t NumberOf(int64_t wire_number) const;
   void TellAnswered();
   void Write();
   std::optional<Work> NextWork();
@@ -78,7 +80,7 @@ class Attachment::Impl : public StreamThread::Stream {
   Progress progress_;
   std::thread writer_;
 
-  ipc::Mutex mutex_;
+  mutable ipc::Mutex mutex_;
   ipc::CondVar changed_;
   std::deque<Asked> unanswered_ ABSL_GUARDED_BY(mutex_);
   size_t unanswered_bytes_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -85,7 +85,8 @@ class Attachment {
 
   struct Options {
     std::optional<v1::Observation> observation = {};  // unset: nothing is observed
-    bool stop_on_failure = false;                     // the first failure ends it, with that error
+    // The first failure ends it, with that error, whose metadata has the request's `number`.
+    bool stop_on_failure = false;
     Observer observer = {};
     std::function<void(int64_t through)> on_ack = {};  // answered up to here
     // One that was refused, for this reason; before the ack that covers it.

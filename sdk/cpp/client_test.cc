@@ -1174,6 +1174,30 @@ TEST_F(ClientTest, AttachEndsWithTheAgentsError) {
   EXPECT_EQ(ErrorReason(attachment->Send("y").status()), "INVALID_JSON");
 }
 
+TEST_F(ClientTest, AttachThatStopsOnFailureNamesTheRequestAsItsCallerDoes) {
+  agent_.Append("a");
+  Client client = Connect();
+  // The second is asked for again as the first of the next stream.
+  agent_.CutAttach(2, kLost);
+  agent_.SetRefuse([](const google::protobuf::Message& request) -> std::optional<grpc::Status> {
+    const auto* asked = dynamic_cast<const v1::AttachRequest*>(&request);
+    if (asked == nullptr || asked->send().json() != "bad") {
+      return std::nullopt;
+    }
+    return FakeAgent::Refusal(grpc::StatusCode::INVALID_ARGUMENT, "INVALID_JSON",
+                              {{"number", std::to_string(asked->number())}});
+  });
+  absl::StatusOr<Attachment> attachment = client.Attach("a", {.stop_on_failure = true});
+  ASSERT_TRUE(attachment.ok());
+  for (const char* json : {"1", "2", "bad"}) {
+    ASSERT_TRUE(attachment->Send(json).ok());
+  }
+  const absl::Status end = attachment->Wait();
+  EXPECT_EQ(ErrorReason(end), "INVALID_JSON") << end;
+  EXPECT_THAT(Asked(agent_.requests()).back(), HasSubstr("2 "));
+  EXPECT_EQ(ErrorMetadata(end, "number"), "3");
+}
+
 TEST_F(ClientTest, AttachHoldsSendersBackAtItsLimit) {
   agent_.Append("a");
   agent_.SetAttachReads(false);

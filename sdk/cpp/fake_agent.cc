@@ -521,6 +521,9 @@ grpc::Status FakeAgent::Attach(
     if (cut.has_value() && ++taken == cut->count) {
       return cut->status;
     }
+    if (!done.ok() && open.open().stop_on_failure()) {
+      return done;
+    }
     v1::AttachResponse answer;
     if (!done.ok()) {
       answer.mutable_failed()->set_number(request.number());

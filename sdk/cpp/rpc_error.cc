@@ -52,6 +52,14 @@ absl::Status ClientError(absl::StatusCode code, std::string_view reason, std::st
   return status;
 }
 
+absl::Status WithMetadata(absl::Status status, const std::string& key, const std::string& value) {
+  if (std::optional<google::rpc::ErrorInfo> info = ErrorInfoOf(status)) {
+    (*info->mutable_metadata())[key] = value;
+    SetErrorInfo(status, *info);
+  }
+  return status;
+}
+
 absl::Status OutcomeUnknown(const absl::Status& cause) {
   return ClientError(absl::StatusCode::kUnknown, "OUTCOME_UNKNOWN",
                      fmt::format("it may have been done or not, look before repeating it: {}",

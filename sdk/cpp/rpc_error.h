@@ -2,6 +2,7 @@
 #ifndef SDK_CPP_RPC_ERROR_H_
 #define SDK_CPP_RPC_ERROR_H_
 
+#include <string>
 #include <string_view>
 
 #include "absl/status/status.h"
@@ -15,6 +16,9 @@ absl::Status ClientError(absl::StatusCode code, std::string_view reason, std::st
 
 // UNKNOWN, OUTCOME_UNKNOWN: something was asked for once, and `cause` kept the answer away.
 absl::Status OutcomeUnknown(const absl::Status& cause);
+
+// `status` with another value in its metadata; as it is, if it has no ErrorInfo.
+absl::Status WithMetadata(absl::Status status, const std::string& key, const std::string& value);
 
 // A call's end: code, message and ErrorInfo.
 absl::Status FromRpc(const grpc::Status& status);
