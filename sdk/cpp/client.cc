@@ -173,12 +173,11 @@ absl::StatusOr<Observation> Client::Observe(v1::ObserveRequest request, Observer
 
 absl::StatusOr<Attachment> Client::Attach(std::string_view child,
                                           Attachment::Options options) const {
-  // The resource name: after a lost connection a display name may mean another child.
-  absl::StatusOr<Child> found = Find(child);
+  const absl::StatusOr<Child> found = Find(child);
   if (!found.ok()) {
     return found.status();
   }
-  return Attachment(Attachment::Impl::Start(connection_, found->name(), std::move(options)));
+  return found->Attach(std::move(options));
 }
 
 // --- Child ---
@@ -207,6 +206,11 @@ absl::StatusOr<v1::Child> Child::Describe() const {
     return response.status();
   }
   return std::move(*response->mutable_child());
+}
+
+Attachment Child::Attach(Attachment::Options options) const {
+  // The resource name: after a lost connection a display name may mean another child.
+  return Attachment(Attachment::Impl::Start(connection_, name(), std::move(options)));
 }
 
 absl::StatusOr<bool> Child::connected() const {

@@ -116,7 +116,7 @@ class Attachment {
   v1::Cursor cursor() const;
 
  private:
-  friend class Client;
+  friend class Child;
   class Impl;
   explicit Attachment(std::shared_ptr<Impl> impl);
   std::shared_ptr<Impl> impl_;
@@ -194,6 +194,9 @@ class Child {
   // * `UNKNOWN` OUTCOME_UNKNOWN: a gap, or the end of the agent; a reply may be in what is missing.
   absl::StatusOr<v1::Event> Call(std::string_view json, CallOptions options) const;
 
+  // Answers at once: what keeps it from standing is how it ends.
+  Attachment Attach(Attachment::Options options) const;
+
   absl::StatusOr<bool> connected() const;
 
   // Answers when the channel has closed. The process is not signalled.
@@ -253,7 +256,7 @@ class Client {
   // in if they are unset. A name in the filter means the same child after a resume.
   absl::StatusOr<Observation> Observe(v1::ObserveRequest request, Observer observer) const;
 
-  // Answers when the agent has taken it.
+  // Finds the child and attaches to it.
   absl::StatusOr<Attachment> Attach(std::string_view child, Attachment::Options options) const;
 
  private:
