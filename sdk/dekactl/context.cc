@@ -15,6 +15,15 @@ absl::StatusOr<Client> Context::Connect() {
   return Client::Connect({.target = target});
 }
 
+absl::StatusOr<Child> Context::Find(const std::string& name) {
+  absl::StatusOr<Client> client = Connect();
+  if (!client.ok()) {
+    return client.status();
+  }
+  Progress progress(err, "asking for " + name);
+  return client->Find(name);
+}
+
 void Context::Say(std::string_view message) {
   std::string line(message);
   std::replace(line.begin(), line.end(), '\n', ' ');

@@ -20,8 +20,9 @@ struct Context {
   Output err{2};
   int exit_code = kComplete;  // of the command that ran
 
-  // The agent. Says on a terminal that it is waited for.
+  // The agent; one of its children. Say on a terminal what they wait for.
   absl::StatusOr<Client> Connect();
+  absl::StatusOr<Child> Find(const std::string& name);
 
   // `dekactl: MESSAGE` on standard error, in one line.
   void Say(std::string_view message);

@@ -14,11 +14,7 @@ struct Options {
 };
 
 int Signal(const Options& options, Context& context) {
-  absl::StatusOr<Client> client = context.Connect();
-  if (!client.ok()) {
-    return context.Fail(client.status());
-  }
-  const absl::StatusOr<Child> child = client->Find(options.child);
+  const absl::StatusOr<Child> child = context.Find(options.child);
   if (!child.ok()) {
     return context.Fail(child.status());
   }

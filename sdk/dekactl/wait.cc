@@ -9,11 +9,7 @@ namespace deka::dekactl {
 namespace {
 
 int Wait(const std::string& name, Context& context) {
-  absl::StatusOr<Client> client = context.Connect();
-  if (!client.ok()) {
-    return context.Fail(client.status());
-  }
-  const absl::StatusOr<Child> child = client->Find(name);
+  const absl::StatusOr<Child> child = context.Find(name);
   if (!child.ok()) {
     return context.Fail(child.status());
   }
