@@ -3,8 +3,6 @@
 #include <errno.h>
 #include <string.h>
 
-#include <algorithm>
-
 #include "fmt/format.h"
 #include "sdk/dekactl/progress.h"
 
@@ -25,9 +23,7 @@ absl::StatusOr<Child> Context::Find(const std::string& name) {
 }
 
 void Context::Say(std::string_view message) {
-  std::string line(message);
-  std::replace(line.begin(), line.end(), '\n', ' ');
-  err.Line(Printable(fmt::format("dekactl: {}", line)));
+  err.Line(Printable(fmt::format("dekactl: {}", message)));
 }
 
 void Context::Hint(std::string_view message) {

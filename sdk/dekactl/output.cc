@@ -18,12 +18,6 @@ bool WantsColor() {
          (term == nullptr || std::string_view(term) != "dumb");
 }
 
-bool IsControl(std::string_view character) {
-  const auto first = static_cast<unsigned char>(character[0]);
-  const bool c1 = first == 0xc2 && static_cast<unsigned char>(character[1]) < 0xa0;
-  return (first < 0x20 && first != '\t') || first == 0x7f || c1;
-}
-
 }  // namespace
 
 Output::Output(int descriptor)
@@ -78,13 +72,17 @@ std::string Printable(std::string_view text) {
   while (!text.empty()) {
     const size_t size = ipc::Utf8CharacterSize(text);
     const std::string_view character = text.substr(0, size == 0 ? 1 : size);
-    if (size != 0 && !IsControl(character)) {
-      printable.append(character);
-    } else {
+    if (character == "\n") {
+      printable += "\\n";
+    } else if (character == "\r") {
+      printable += "\\r";
+    } else if (size == 0 || (ipc::IsControl(character) && character != "\t")) {
       for (const char byte : character) {
         fmt::format_to(std::back_inserter(printable), "\\x{:02x}",
                        static_cast<unsigned char>(byte));
       }
+    } else {
+      printable += character;
     }
     text.remove_prefix(character.size());
   }

@@ -44,8 +44,8 @@ enum class Color { kNone, kDim, kBold, kRed, kGreen, kYellow, kBlue, kMagenta, k
 // `text` in a colour if `colored`.
 std::string Paint(bool colored, Color color, std::string_view text);
 
-// `text` with everything that could move a terminal's cursor written out: "\x1b". Bytes that are no
-// UTF-8 are written out too.
+// `text` as one line that a terminal shows as it is, written as ipc::Escaped writes it, but for
+// tabs, and for backslashes, which JSON is full of: those stay.
 std::string Printable(std::string_view text);
 
 }  // namespace deka::dekactl

@@ -152,18 +152,19 @@ TEST(PaintTest, SurroundsTextWithItsColor) {
 
 TEST(PrintableTest, LeavesTextAsItIs) {
   EXPECT_EQ(Printable(""), "");
-  EXPECT_EQ(Printable("a\tb"), "a\tb");
+  EXPECT_EQ(Printable("a\tb\\n"), "a\tb\\n");
   EXPECT_EQ(Printable("é漢😀"), "é漢😀");
 }
 
 TEST(PrintableTest, WritesOutWhatMovesACursor) {
   EXPECT_EQ(Printable("\x1b[2J"), "\\x1b[2J");
-  EXPECT_EQ(Printable(std::string_view("a\r\nb\0c\x7f", 7)), "a\\x0d\\x0ab\\x00c\\x7f");
+  EXPECT_EQ(Printable(std::string_view("a\r\nb\0c\x7f", 7)), "a\\r\\nb\\x00c\\x7f");
   EXPECT_EQ(Printable("\xc2\x9b"
                       "2J"),
             "\\xc2\\x9b2J")
       << "a control character beyond ASCII";
   EXPECT_EQ(Printable("\xc2\xa0"), "\xc2\xa0");
+  EXPECT_EQ(Printable("\xe2\x80\xae"), "\\xe2\\x80\\xae") << "shows what follows backwards";
 }
 
 TEST(PrintableTest, WritesOutWhatIsNoUtf8) {

@@ -252,7 +252,7 @@ class SendTest(TestCase):
         self.agent.refuse(
             api.SendMessageRequest, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_JSON", "the message is\nnot JSON"
         )
-        self.assertOneError(self.run_it("send", "w", "x", code=ERROR), "the message is not JSON")
+        self.assertOneError(self.run_it("send", "w", "x", code=ERROR), "the message is\\nnot JSON")
 
     def sent(self):
         return [request.send.json for request in self.agent.of(api.AttachRequest) if request.HasField("send")]
