@@ -3,6 +3,7 @@
 #define SDK_DEKACTL_COMMANDS_H_
 
 #include <cstddef>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,17 @@ CLI::Option* AddChildArgument(CLI::App& command, Value& value) {
   return command.add_option("CHILD", value, "Its name, its id, or its resource name")
       ->type_name("CHILD")
       ->option_text(" ");
+}
+
+// Refuses two values for one key in the pairs that `flag` gives: which was meant?
+inline void CheckKeys(const std::string& flag, const std::vector<std::string>& pairs) {
+  std::set<std::string> keys;
+  for (const std::string& pair : pairs) {
+    const std::string key = pair.substr(0, pair.find('='));
+    if (!keys.insert(key).second) {
+      throw CLI::ValidationError(flag, key + " is given twice; give it one value");
+    }
+  }
 }
 
 // Refuses more conditions than the agent takes; `flag` names what gives them.

@@ -21,6 +21,14 @@ struct Options {
   std::vector<std::string> args;
 };
 
+// CLI11 knows nothing of what stands behind PROGRAM.
+class Formatter : public CLI::Formatter {
+ public:
+  std::string make_usage(const CLI::App*, std::string name) const override {
+    return fmt::format("Usage: {} [OPTIONS] -- PROGRAM [ARGS...]\n", name);
+  }
+};
+
 // Program and directory as they are meant here: the agent shares this machine, not this directory.
 absl::StatusOr<v1::ChildSpec> MakeSpec(const Options& options) {
   absl::StatusOr<v1::ChildSpec> spec = SpecOf(options.program, options.args);
@@ -32,11 +40,11 @@ absl::StatusOr<v1::ChildSpec> MakeSpec(const Options& options) {
   }
   spec->set_display_name(options.name);
   for (const std::string& label : options.labels) {
-    auto [key, value] = *ParsePair("--label", label);
+    auto [key, value] = *ParsePair(label);
     (*spec->mutable_labels())[key] = value;
   }
   for (const std::string& variable : options.env) {
-    auto [key, value] = *ParsePair("--env", variable);
+    auto [key, value] = *ParsePair(variable);
     (*spec->mutable_env())[key] = value;
   }
   if (!options.dialect.empty()) {
@@ -80,7 +88,7 @@ void AddFork(CLI::App& app, Context& context) {
   command->add_option("--label", options->labels, "A label, to be found by; repeatable")
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false)
-      ->check(Check([](std::string_view word) { return ParsePair("--label", word); }));
+      ->check(Check(ParsePair));
   command
       ->add_option("--dialect", options->dialect,
                    "How messages are written on its channel; default: as the program expects")
@@ -89,7 +97,7 @@ void AddFork(CLI::App& app, Context& context) {
   command->add_option("--env", options->env, "A variable beside the agent's own; repeatable")
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false)
-      ->check(Check([](std::string_view word) { return ParsePair("--env", word); }));
+      ->check(Check(ParsePair));
   command->add_option("--cwd", options->cwd, "Its working directory; default: this one")
       ->type_name("DIR");
   command->add_option("PROGRAM", options->program, "A path, or a name in this shell's PATH")
@@ -97,8 +105,10 @@ void AddFork(CLI::App& app, Context& context) {
       ->option_text(" ")
       ->required();
   command->prefix_command();
-  command->footer("Everything behind PROGRAM is its own: ARGS...");
+  command->formatter(std::make_shared<Formatter>());
   command->callback([command, options, &context] {
+    CheckKeys("--label", options->labels);
+    CheckKeys("--env", options->env);
     options->args = command->remaining();
     // The `--` before PROGRAM is one of them.
     if (!options->args.empty() && options->args.front() == "--") {

@@ -41,7 +41,7 @@ v1::ObserveRequest Request(const Options& options) {
   request.mutable_filter()->mutable_children()->Assign(options.children.begin(),
                                                        options.children.end());
   for (const std::string& label : options.labels) {
-    auto [key, value] = *ParsePair("--label", label);
+    auto [key, value] = *ParsePair(label);
     (*request.mutable_filter()->mutable_labels())[key] = value;
   }
   v1::Observation& observation = *request.mutable_observation();
@@ -168,7 +168,7 @@ void AddTail(CLI::App& app, Context& context) {
   command->add_option("--label", options->labels, "Only children that have this label; repeatable")
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false)
-      ->check(Check([](std::string_view word) { return ParsePair("--label", word); }));
+      ->check(Check(ParsePair));
   command
       ->add_option("--direction", options->direction,
                    "Only messages, only those from a child or to it")
@@ -223,6 +223,7 @@ void AddTail(CLI::App& app, Context& context) {
       ->type_name("DURATION")
       ->check(Check(ParseDuration));
   command->callback([options, &context] {
+    CheckKeys("--label", options->labels);
     CheckWhere("--where", options->where);
     if (!options->hold.empty() && options->when_slow != "block") {
       throw CLI::ValidationError(

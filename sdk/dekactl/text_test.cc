@@ -215,11 +215,10 @@ TEST(WordsTest, ParsesConditions) {
 }
 
 TEST(WordsTest, ParsesPairs) {
-  EXPECT_EQ(*ParsePair("--env", "A=b=c"), std::pair(std::string("A"), std::string("b=c")));
-  EXPECT_EQ(*ParsePair("--env", "A="), std::pair(std::string("A"), std::string()));
-  EXPECT_EQ(ParsePair("--env", "A").status().message(),
-            "--env A: write KEY=VALUE, as in --env color=blue");
-  EXPECT_FALSE(ParsePair("--env", "=b").ok());
+  EXPECT_EQ(*ParsePair("A=b=c"), std::pair(std::string("A"), std::string("b=c")));
+  EXPECT_EQ(*ParsePair("A="), std::pair(std::string("A"), std::string()));
+  EXPECT_EQ(ParsePair("A").status().message(), "A is no pair; write KEY=VALUE, as in color=blue");
+  EXPECT_FALSE(ParsePair("=b").ok());
 }
 
 TEST(WordsTest, TellsHowAProcessEnded) {

@@ -294,12 +294,11 @@ absl::StatusOr<v1::ContentFilter> ParseWhere(std::string_view word) {
   return where;
 }
 
-absl::StatusOr<std::pair<std::string, std::string>> ParsePair(std::string_view flag,
-                                                              std::string_view word) {
+absl::StatusOr<std::pair<std::string, std::string>> ParsePair(std::string_view word) {
   const size_t equals = word.find('=');
   if (equals == std::string_view::npos || equals == 0) {
     return absl::InvalidArgumentError(
-        fmt::format("{} {}: write KEY=VALUE, as in {} color=blue", flag, word, flag));
+        fmt::format("{} is no pair; write KEY=VALUE, as in color=blue", word));
   }
   return std::pair(std::string(word.substr(0, equals)), std::string(word.substr(equals + 1)));
 }

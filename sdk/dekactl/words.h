@@ -48,9 +48,8 @@ absl::StatusOr<std::optional<int64_t>> ParsePayload(std::string_view word);
 // A condition on a message: `POINTER`, which must exist, or `POINTER=VALUE`, where the first `=`
 // ends the pointer. A VALUE that is no JSON is taken as a string.
 absl::StatusOr<v1::ContentFilter> ParseWhere(std::string_view word);
-// `KEY=VALUE`; `flag` names the flag in the error.
-absl::StatusOr<std::pair<std::string, std::string>> ParsePair(std::string_view flag,
-                                                              std::string_view word);
+// `KEY=VALUE`.
+absl::StatusOr<std::pair<std::string, std::string>> ParsePair(std::string_view word);
 
 std::string_view Word(v1::Dialect dialect);           // "deka"
 std::string_view Word(v1::Child::State state);        // "connected"

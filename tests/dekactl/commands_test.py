@@ -61,6 +61,9 @@ class UsageTest(TestCase):
             ["fork", "--dialect", "bun", "--", "x"],
             ["fork", "--label", "x", "--", "x"],
             ["fork", "--env", "=x", "--", "x"],
+            ["fork", "--label", "a=b", "--label", "a=b", "--", "x"],
+            ["fork", "--env", "a=b", "--env", "a=", "--", "x"],
+            ["tail", "--label", "a=b", "--label", "a=c"],
             ["wait"],
             ["send", "w"],
             ["tail", "--from", "first"],
@@ -100,6 +103,18 @@ class UsageTest(TestCase):
                 self.assertOneError(ended, "--help")
                 self.assertEqual(ended.stdout, "")
         self.assertEqual(self.agent.requests, [])
+
+    def test_a_usage_error_names_what_is_wrong_once(self):
+        for arguments, said in (
+            (["--env", "=x"], "dekactl: --env: =x is no pair; write KEY=VALUE, as in color=blue; see dekactl fork --help"),
+            (["--label", "x"], "dekactl: --label: x is no pair; write KEY=VALUE, as in color=blue; see dekactl fork --help"),
+            (["--label", "a=b", "--label", "b=c", "--label", "a=c"],
+             "dekactl: --label: a is given twice; give it one value; see dekactl fork --help"),
+            (["--env", "A=b", "--env", "A=b"],
+             "dekactl: --env: A is given twice; give it one value; see dekactl fork --help"),
+        ):  # fmt: skip
+            with self.subTest(arguments):
+                self.assertEqual(self.run_it("fork", *arguments, "--", "x", code=USAGE).errors, [said])
 
     def test_no_agent_says_how_to_start_one(self):
         self.environment["DEKA_TARGET"] = f"unix:{self.directory}/none"
