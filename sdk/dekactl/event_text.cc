@@ -148,7 +148,7 @@ std::string Missed(const v1::Gap& gap) {
     case v1::Gap::REASON_CHILD_FORGOTTEN:
       return events + ": the child ended long ago";
     case v1::Gap::REASON_OTHER_EPOCH:
-      return events + ": the cursor is of another life of the log";
+      return events + ": the agent was started anew, and what its log held before is gone";
     case v1::Gap::REASON_RATE:
       return events + ": more in a second than were asked for";
     case v1::Gap::REASON_BLOCK_TIMEOUT:
@@ -156,6 +156,15 @@ std::string Missed(const v1::Gap& gap) {
     default:
       return events;
   }
+}
+
+std::string Row(bool colored, const google::protobuf::Timestamp& time, const std::string& label,
+                const Told& told) {
+  const std::string kind =
+      told.text.empty() ? std::string(told.kind) : fmt::format("{:<{}}", told.kind, kKindWidth);
+  std::string row = fmt::format("{} {}  {}", Paint(colored, Color::kDim, ClockTime(time)), label,
+                                Paint(colored, told.color, kind));
+  return told.text.empty() ? row : fmt::format("{}  {}", row, Printable(told.text));
 }
 
 }  // namespace
@@ -172,19 +181,15 @@ std::string EventText::Line(const v1::Event& event) {
   if (event.has_started()) {
     Learn(event.started().child());
   }
-  const Told told = Tell(event);
-  const std::string kind =
-      told.text.empty() ? std::string(told.kind) : fmt::format("{:<{}}", told.kind, kKindWidth);
-  std::string line = fmt::format("{} {}  {}", Paint(colored_, Color::kDim, ClockTime(event.time())),
-                                 Label(event.child()), Paint(colored_, told.color, kind));
-  return told.text.empty() ? line : fmt::format("{}  {}", line, Printable(told.text));
+  return Row(colored_, event.time(), Label(event.child()), Tell(event));
 }
 
-std::string EventText::Line(const v1::Gap& gap, const v1::Cursor& after) {
-  return fmt::format("{:<12} {}  {}  {}; --from after:{} goes on behind them", "",
-                     Label(gap.child()),
-                     Paint(colored_, Color::kRed, fmt::format("{:<{}}", "missed", kKindWidth)),
-                     Missed(gap), CursorText(after));
+std::string EventText::Line(const v1::Gap& gap, const v1::Cursor& after,
+                            const google::protobuf::Timestamp& now) {
+  return Row(
+      colored_, now, Label(gap.child()),
+      {"missed", Color::kRed,
+       fmt::format("{}; --from after:{} goes on behind them", Missed(gap), CursorText(after))});
 }
 
 // Padded, in the child's own colour.

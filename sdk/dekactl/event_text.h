@@ -22,7 +22,9 @@ class EventText {
 
   // Each without a line break at its end; nothing in it can move a terminal's cursor.
   std::string Line(const bridge::v1::Event& event);
-  std::string Line(const bridge::v1::Gap& gap, const bridge::v1::Cursor& after);
+  // A gap has no time of its own: `now` is when it is told.
+  std::string Line(const bridge::v1::Gap& gap, const bridge::v1::Cursor& after,
+                   const google::protobuf::Timestamp& now);
 
  private:
   std::string Label(const std::string& id);

@@ -1,9 +1,12 @@
 #include "sdk/dekactl/stream.h"
 
 #include "fmt/format.h"
+#include "google/protobuf/util/time_util.h"
 #include "sdk/dekactl/event_json.h"
 
 namespace deka::dekactl {
+
+using google::protobuf::util::TimeUtil;
 
 Stream::Stream(Context& context, Waiter& waiter, bool json)
     : context_(context), waiter_(waiter), json_(json), text_(context.out.colored()) {}
@@ -66,7 +69,8 @@ void Stream::Show(const v1::Gap& gap) {
   missed_ = true;
   v1::Cursor after = place_;
   after.set_sequence(gap.to_sequence());
-  context_.out.Line(json_ ? GapJson(gap, after) : text_.Line(gap, after));
+  context_.out.Line(json_ ? GapJson(gap, after)
+                          : text_.Line(gap, after, TimeUtil::GetCurrentTime()));
 }
 
 }  // namespace deka::dekactl

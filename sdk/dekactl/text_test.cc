@@ -399,9 +399,18 @@ TEST_F(EventTextTest, AGapSaysWhatWhyAndWhereToGoOn) {
   gap.set_from_child_sequence(2);
   gap.set_to_child_sequence(5);
   gap.set_reason(v1::Gap::REASON_LOG_TURNED_OVER);
-  EXPECT_EQ(text.Line(gap, MakeCursor("a", 1, 9)),
-            "             k3jd  missed        4 events, 2 to 5: the log has turned over; "
+  google::protobuf::Timestamp now;
+  now.set_seconds(3723);
+  now.set_nanos(45'000'000);
+  EXPECT_EQ(text.Line(gap, MakeCursor("a", 1, 9), now),
+            "01:02:03.045 k3jd  missed        4 events, 2 to 5: the log has turned over; "
             "--from after:a/1/9 goes on behind them");
+  gap.Clear();
+  gap.set_inexact(true);
+  gap.set_reason(v1::Gap::REASON_OTHER_EPOCH);
+  EXPECT_EQ(text.Line(gap, MakeCursor("a", 2, 0), now),
+            "01:02:03.045 -     missed        an unknown number of events: the agent was started "
+            "anew, and what its log held before is gone; --from after:a/2/0 goes on behind them");
 }
 
 TEST_F(EventTextTest, EveryKindHasItsWord) {

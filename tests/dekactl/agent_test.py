@@ -378,7 +378,7 @@ class TailTest(TestCase):
         self.assertEqual(again.lines, ended.lines[1:])
 
     def test_an_agent_that_stops_in_order(self):
-        """The last line says where to go on, right behind what was shown: 1, unless all that was asked for was shown."""
+        """It shows all that the children did to their end, and its last line says where to go on: right behind that."""
         self.fork_echo()
         everyone = self.start("tail", "--from", "earliest")
         named = self.start("tail", "w", "--from", "earliest")
@@ -401,7 +401,7 @@ class TailTest(TestCase):
         self.agent.process.kill()
         self.agent.process.wait()
         successor = self.start_agent()
-        self.assertIn("another life of the log", process.stdout.readline())
+        self.assertIn("the agent was started anew", process.stdout.readline())
         successor.fork("echo.py")
         self.assertIn("started", process.stdout.readline())
         process.send_signal(signal.SIGINT)

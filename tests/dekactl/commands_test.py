@@ -506,7 +506,7 @@ class TailTest(TestCase):
         self.agent.gaps.append(gap)
         self.end(api.Fin.REASON_CLOSED)
         ended = self.run_it("tail", "w", code=MISSED)
-        self.assertIn("missed        4 events, 1 to 4", ended.stdout)
+        self.assertRegex(ended.stdout, r"\A\d\d:\d\d:\d\d\.\d{3} w  missed        4 events, 1 to 4: ")
         self.assertIn("--from after:fake/5/8", ended.stdout)
         told = json.loads(self.run_it("tail", "w", "--json", code=MISSED).lines[0])
         self.assertEqual(told["cursor"], "fake/5/8")
