@@ -705,7 +705,7 @@ class CompletionTest(TestCase):
             "_dekactl_candidates dekactl wait; _dekactl_candidates dekactl tail --direction"
         )
         done = subprocess.run(
-            [zsh, "-f", "-c", test],
+            ["zsh", "-f", "-c", test],
             env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=DEADLINE_S,
         )  # fmt: skip
         self.assertIn("worker\nx9\n", done.stdout)
