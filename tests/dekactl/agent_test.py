@@ -385,14 +385,12 @@ class TailTest(TestCase):
         for process in (everyone, named):
             self.assertIn("started", process.stdout.readline())
         self.assertEqual(self.agent.stop(), 0)
-        for process in (everyone, named):
+        for process, code, why in ((everyone, ERROR, "the agent is stopping"), (named, 0, "has closed")):
             ended = self.finish(process)
-            shown = kinds(ended)
-            self.assertEqual(shown, ["disconnected", "exited", "closed"][: len(shown)])
-            closed = process is named and shown[-1:] == ["closed"]
-            self.assertEqual(ended.code, 0 if closed else ERROR, ended)
-            self.assertOneError(ended, "has closed" if closed else "the agent is stopping")
-            self.assertTrue(place(ended).endswith(f"/{1 + len(shown)}"), ended)
+            self.assertEqual(kinds(ended), ["disconnected", "exited", "closed"])
+            self.assertEqual(ended.code, code, ended)
+            self.assertOneError(ended, why)
+            self.assertTrue(place(ended).endswith("/4"), ended)
 
     def test_another_agent_takes_over(self):
         self.fork_echo()
