@@ -1,5 +1,7 @@
 // dekactl: an agent's children from a shell.
+#include <fcntl.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <string>
 
@@ -11,6 +13,23 @@
 namespace deka::dekactl {
 namespace {
 
+// Standard descriptors that are closed must not become something else's: a socket would get what is
+// printed. These answer EBADF to who uses them.
+void HoldStandardDescriptors() {
+  for (const int descriptor : {0, 1, 2}) {
+    const int flags = fcntl(descriptor, F_GETFD);
+    // What was inherited is not close-on-exec. gRPC tries whether there are eventfds when it is
+    // loaded, and leaves the one that it gets as 0 open.
+    if (flags < 0 || (flags & FD_CLOEXEC) != 0) {
+      const int held = open("/dev/null", descriptor == 0 ? O_WRONLY : O_RDONLY);
+      if (held != descriptor) {
+        dup2(held, descriptor);
+        close(held);
+      }
+    }
+  }
+}
+
 // The innermost command that was named.
 const CLI::App& Chosen(const CLI::App& app) {
   const auto chosen = app.get_subcommands();
@@ -18,6 +37,7 @@ const CLI::App& Chosen(const CLI::App& app) {
 }
 
 int Run(int argc, char** argv) {
+  HoldStandardDescriptors();
   // A reader that is gone is an error of the write.
   signal(SIGPIPE, SIG_IGN);
 

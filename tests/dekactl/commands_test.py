@@ -125,8 +125,26 @@ class UsageTest(TestCase):
         self.run_it("--target", self.agent.target, "ps")
 
     def test_a_full_disk_is_an_error(self):
-        with open("/dev/full", "w", encoding="utf-8") as full:
-            self.assertOneError(self.run_it("ps", code=ERROR, stdout=full), "standard output", "No space left")
+        self.agent.add("w", "k3")
+        self.append_message("k3", "1")
+        self.agent.fin = api.Fin.REASON_CLOSED
+        for words in (["--help"], ["ps"], ["fork", "--", "sh"], ["tail", "w"], ["completion", "bash"]):
+            with self.subTest(words), open("/dev/full", "w", encoding="utf-8") as full:
+                ended = self.run_it(*words, code=ERROR, stdout=full)
+                self.assertIn("dekactl: cannot write to standard output: No space left", ended.errors[-1])
+
+    def test_standard_descriptors_that_are_closed_become_nothing_else(self):
+        self.agent.add("w", "k3")
+        self.append_message("k3", "1")
+        self.agent.fin = api.Fin.REASON_CLOSED
+        for command, said in (
+            ("ps >&-", "standard output: Bad file descriptor"),
+            ("tail w >&-", "standard output: Bad file descriptor"),
+            ("send w - <&-", "standard input: Bad file descriptor"),
+        ):
+            with self.subTest(command):
+                self.assertOneError(self.run_in_sh("dekactl " + command, code=ERROR), said)
+        self.assertEqual(self.run_in_sh("dekactl ps 2>&-").stderr, "")
 
 
 class ForkTest(TestCase):

@@ -1,5 +1,6 @@
 """Runs dekactl as a shell does, and looks at what it said and how it ended."""
 
+import contextlib
 import os
 import subprocess
 
@@ -36,8 +37,17 @@ class Shell:
         keywords.setdefault("stdout", subprocess.PIPE)
         keywords.setdefault("stderr", subprocess.PIPE)
         process = subprocess.Popen([DEKACTL, *arguments], env=self.environment, text=True, **keywords)
-        self.addCleanup(lambda: process.poll() is None and process.kill())
+        self.addCleanup(self.reap, process)
         return process
+
+    def reap(self, process):
+        """Kills it if it still runs, and closes what leads to it."""
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
 
     def finish(self, process, text=None):
         stdout, stderr = process.communicate(text, timeout=DEADLINE_S)
@@ -47,6 +57,16 @@ class Shell:
         if text is not None:
             keywords["stdin"] = subprocess.PIPE
         ended = self.finish(self.start(*arguments, **keywords), text)
+        self.assertEqual(ended.code, code, ended)
+        return ended
+
+    def run_in_sh(self, command, code=COMPLETE):
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", command],
+            env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.addCleanup(self.reap, process)
+        ended = self.finish(process)
         self.assertEqual(ended.code, code, ended)
         return ended
 
