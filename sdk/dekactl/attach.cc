@@ -1,17 +1,14 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <deque>
 #include <memory>
 #include <optional>
 #include <string>
-#include <utility>
+#include <string_view>
 
-#include "absl/base/thread_annotations.h"
 #include "fmt/format.h"
-#include "ipc/mutex.h"
 #include "sdk/dekactl/commands.h"
-#include "sdk/dekactl/line_reader.h"
+#include "sdk/dekactl/line_sender.h"
 #include "sdk/dekactl/stream.h"
 
 namespace deka::dekactl {
@@ -22,122 +19,72 @@ struct Options {
   bool json = false;
 };
 
-// What was sent and is not answered yet. Thread: any.
-class Unanswered {
- public:
-  // One more does not make Attachment::Send wait, in which nobody would hear Ctrl-C.
-  bool HasRoom() const {
-    ipc::MutexLock lock(mutex_);
-    return sizes_.size() < Attachment::kRequestsMax / 2 &&
-           bytes_ < Attachment::kRequestsBytesMax / 2;
-  }
-
-  void Add(int64_t number, size_t bytes) {
-    ipc::MutexLock lock(mutex_);
-    if (number > through_) {
-      sizes_.emplace_back(number, bytes);
-      bytes_ += bytes;
-    }
-  }
-
-  bool empty() const {
-    ipc::MutexLock lock(mutex_);
-    return sizes_.empty();
-  }
-
-  void AnsweredThrough(int64_t number) {
-    ipc::MutexLock lock(mutex_);
-    through_ = number;
-    while (!sizes_.empty() && sizes_.front().first <= through_) {
-      bytes_ -= sizes_.front().second;
-      sizes_.pop_front();
-    }
-  }
-
- private:
-  mutable ipc::Mutex mutex_;
-  std::deque<std::pair<int64_t, size_t>> sizes_ ABSL_GUARDED_BY(mutex_);
-  size_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;
-  int64_t through_ ABSL_GUARDED_BY(mutex_) = 0;
-};
-
-// Sends the lines that have been read, as far as there is room.
-absl::Status SendLines(LineReader& reader, Attachment& attachment, Unanswered& unanswered) {
-  while (unanswered.HasRoom()) {
-    const std::optional<std::string> line = reader.Next();
-    if (!line.has_value()) {
-      break;
-    }
-    if (line->empty()) {
-      continue;
-    }
-    const absl::StatusOr<int64_t> number = attachment.Send(*line);
-    if (!number.ok()) {
-      return number.status();
-    }
-    unanswered.Add(*number, line->size());
-  }
-  return absl::OkStatus();
-}
-
 int Attach(const Options& options, Context& context) {
   Waiter waiter;
-  absl::StatusOr<Client> client = context.Connect();
-  if (!client.ok()) {
-    return context.Fail(client.status());
+  const absl::StatusOr<Child> child = context.Find(options.child);
+  if (!child.ok()) {
+    return context.Fail(child.status());
   }
   Stream stream(context, waiter, options.json);
-  Unanswered unanswered;
+  LineSender lines(STDIN_FILENO);
   std::atomic<bool> refused = false;
-  absl::StatusOr<Attachment> attachment = client->Attach(
-      options.child, {.observation = v1::Observation(),
-                      .observer = stream.Observer(),
-                      .on_ack =
-                          [&](int64_t through) {
-                            unanswered.AnsweredThrough(through);
-                            waiter.Wake();
-                          },
-                      .on_failed =
-                          [&](int64_t number, const absl::Status& status) {
-                            refused = true;
-                            context.Fail(status, fmt::format("message {}: ", number));
-                          }});
-  if (!attachment.ok()) {
-    return context.Fail(attachment.status());
-  }
+  const auto refuse = [&](int64_t line, const absl::Status& status) {
+    refused = true;
+    context.Fail(status, fmt::format("line {}: ", line));
+  };
+  Attachment attachment = child->Attach(
+      {.observation = v1::Observation(),
+       .observer = stream.Observer(),
+       .on_ack =
+           [&](int64_t through) {
+             lines.Answered(through);
+             waiter.Wake();
+           },
+       .on_failed = [&](int64_t number,
+                        const absl::Status& status) { refuse(lines.LineOf(number), status); }});
+  waiter.TakeInterrupts();
   context.Hint("attached; each line is sent, Ctrl-D ends it");
 
-  LineReader reader(STDIN_FILENO);
+  const auto send = [&](std::string_view message) { return attachment.Send(message); };
   absl::Status status;
   bool finished = false;
-  while (status.ok() && !stream.end().has_value()) {
+  bool interrupted = false;
+  while (status.ok() && !interrupted && !stream.end().has_value()) {
     // What the child has written is shown to its last event; nothing can be sent any more.
-    if (!finished && (reader.at_end() || stream.closed())) {
-      attachment->Finish();
+    if (!finished && (lines.done() || stream.closed())) {
+      attachment.Finish();
       finished = true;
     }
-    const Waiter::Event event = waiter.Wait(!finished && unanswered.HasRoom());
-    if (event == Waiter::Event::kInterrupted || event == Waiter::Event::kReaderGone ||
-        context.out.error() != 0) {
-      break;
+    const bool reads = !finished && lines.WantsInput();
+    const Waiter::Event event = waiter.Wait({.input = reads, .reader = true});
+    interrupted = event == Waiter::Event::kInterrupted || event == Waiter::Event::kReaderGone ||
+                  context.out.error() != 0;
+    if (!interrupted && event == Waiter::Event::kInput) {
+      status = lines.Read();
     }
-    if (event == Waiter::Event::kInput) {
-      status = reader.Read();
-    }
-    if (status.ok() && !finished) {
-      status = SendLines(reader, *attachment, unanswered);
+    if (!interrupted && !finished && status.ok()) {
+      status = lines.SendRead(send);
+      // What this client itself refuses fails alone, as what the agent refuses does.
+      while (ErrorReason(status) == "INVALID_ARGUMENT" && !stream.end().has_value()) {
+        refuse(lines.line(), status);
+        status = lines.SendRead(send);
+      }
     }
   }
-  attachment->Stop();
+  attachment.Stop();
   context.err.Status("");
   // Behind the child's last event and the last answer there is nothing that an end could have cut.
-  const bool complete = stream.closed() && unanswered.empty();
+  const bool complete = stream.closed() && lines.all_answered();
   if (const std::optional<Stream::End> end = stream.end();
       end.has_value() && !end->status.ok() && !complete) {
     status = end->status;
   }
   if (!status.ok()) {
     return context.Fail(status);
+  }
+  if (interrupted && !lines.all_answered()) {
+    context.Say("interrupted: " + lines.Account());
+    return waiter.interrupt() == 0 ? kError : kSignalled + waiter.interrupt();
   }
   const int written = context.Written();
   return written != kComplete ? written : refused ? kError : stream.missed() ? kMissed : kComplete;
@@ -150,8 +97,7 @@ void AddAttach(CLI::App& app, Context& context) {
   CLI::App* command = app.add_subcommand(
       "attach",
       "Holds a conversation with a child: shows its events from now on, sends each line of "
-      "standard "
-      "input to it.\n"
+      "standard input to it, blank lines aside.\n"
       "Ends with the input, with the child, or with Ctrl-C; the child goes on. Exits with 1 if a "
       "message was refused, with 4 if events were missed.");
   AddChildArgument(*command, options->child)->required();

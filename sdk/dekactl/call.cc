@@ -62,11 +62,7 @@ int Call(const Options& options, Context& context) {
   if (!json.ok()) {
     return context.Fail(json.status());
   }
-  absl::StatusOr<Client> client = context.Connect();
-  if (!client.ok()) {
-    return context.Fail(client.status());
-  }
-  const absl::StatusOr<Child> child = client->Find(options.child);
+  const absl::StatusOr<Child> child = context.Find(options.child);
   if (!child.ok()) {
     return context.Fail(child.status());
   }

@@ -14,6 +14,9 @@ inline constexpr int kMissed = 4;  // a gap: not everything was shown
 inline constexpr int kTimedOut = 5;
 inline constexpr int kChildEnded = 6;
 
+// And n: signal n came before it was complete, as Ctrl-C, which is 2.
+inline constexpr int kSignalled = 128;
+
 // Of `wait`, whose other codes are the child's: how it ended could not be told.
 inline constexpr int kExitUnknown = 125;
 

@@ -50,7 +50,7 @@ int Run(int argc, char** argv) {
   app.footer(
       "CHILD is a name, an id or a resource name; `dekactl COMMAND --help` says more.\n"
       "Exit codes: 0 complete, 1 error, 2 usage, 3 no such child, 4 something was missed, of call "
-      "5 timed out, 6 the child ended.");
+      "5 timed out, 6 the child ended, 128 + n ended by signal n, as 130 by Ctrl-C.");
   AddFork(app, context);
   AddPs(app, context);
   AddWait(app, context);

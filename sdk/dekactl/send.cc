@@ -1,13 +1,18 @@
 #include <unistd.h>
 
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <utility>
 
 #include "fmt/format.h"
 #include "sdk/dekactl/commands.h"
-#include "sdk/dekactl/line_reader.h"
+#include "sdk/dekactl/line_sender.h"
+#include "sdk/dekactl/number.h"
 #include "sdk/dekactl/progress.h"
+#include "sdk/dekactl/waiter.h"
 
 namespace deka::dekactl {
 namespace {
@@ -24,44 +29,77 @@ int SendOne(const Child& child, const Options& options, Context& context) {
 }
 
 // One message a line. Waits where the child does not read; the first that is refused is the last.
-int SendLines(const Client& client, const Child& child, const Options& options, Context& context) {
-  absl::StatusOr<Attachment> attachment = client.Attach(child.name(), {.stop_on_failure = true});
-  if (!attachment.ok()) {
-    return context.Fail(attachment.status());
+int SendLines(const Child& child, const Options& options, Context& context) {
+  Waiter waiter;
+  LineSender lines(STDIN_FILENO);
+  std::atomic<bool> ended = false;
+  Attachment::Options attach;
+  attach.stop_on_failure = true;
+  attach.on_ack = [&](int64_t through) {
+    lines.Answered(through);
+    waiter.Wake();
+  };
+  attach.observer.on_end = [&](const absl::Status&, const v1::Fin&) {
+    ended = true;
+    waiter.Wake();
+  };
+  Attachment attachment = child.Attach(std::move(attach));
+  waiter.TakeInterrupts();
+  if (isatty(STDIN_FILENO) == 1) {
+    context.Hint("each line is sent; Ctrl-D ends it");
   }
-  LineReader reader(STDIN_FILENO);
+
+  const auto send = [&](std::string_view message) { return attachment.Send(message); };
   absl::Status status;
-  while (status.ok() && !reader.at_end()) {
-    status = reader.Read();
-    while (status.ok()) {
-      const std::optional<std::string> line = reader.Next();
-      if (!line.has_value()) {
-        break;
-      }
-      status = attachment->Send(*line).status();
+  bool finished = false;
+  std::optional<Progress> waiting;
+  while (!ended) {
+    if (!finished && (lines.done() || !status.ok())) {
+      attachment.Finish();
+      finished = true;
+    }
+    const bool reads = !finished && lines.WantsInput();
+    if (reads) {
+      waiting.reset();
+    } else if (!waiting.has_value()) {
+      waiting.emplace(context.err, fmt::format("waiting for {} to read", options.child));
+    }
+    const Waiter::Event event = waiter.Wait({.input = reads});
+    if (event == Waiter::Event::kInterrupted) {
+      attachment.Stop();
+      waiting.reset();
+      context.Say("interrupted: " + lines.Account());
+      return kSignalled + waiter.interrupt();
+    }
+    if (event == Waiter::Event::kInput) {
+      status = lines.Read();
+    }
+    if (!finished && status.ok()) {
+      status = lines.SendRead(send);
     }
   }
-  attachment->Finish();
-  Progress progress(context.err, fmt::format("waiting for {} to read", options.child));
-  // Every line has a number of its own, from 1: the attachment counts as an editor does.
-  const absl::Status end = attachment->Wait();
-  if (end.ok()) {
-    return status.ok() ? kComplete : context.Fail(status);
+  waiting.reset();
+
+  const absl::Status end = attachment.Wait();
+  if (end.ok() && status.ok()) {
+    return kComplete;
   }
-  const std::string number = ErrorMetadata(end, "number");
-  return context.Fail(end, number.empty() ? "" : fmt::format("line {}: ", number));
+  int64_t line = 0;
+  if (!end.ok()) {
+    line = lines.LineOf(ParseNumber(ErrorMetadata(end, "number")).value_or(0));
+  } else if (ErrorReason(status) == "INVALID_ARGUMENT") {
+    line = lines.line();
+  }
+  return context.Fail(end.ok() ? status : end,
+                      line != 0 ? fmt::format("line {}: ", line) : lines.Account() + ": ");
 }
 
 int Send(const Options& options, Context& context) {
-  absl::StatusOr<Client> client = context.Connect();
-  if (!client.ok()) {
-    return context.Fail(client.status());
-  }
-  const absl::StatusOr<Child> child = client->Find(options.child);
+  const absl::StatusOr<Child> child = context.Find(options.child);
   if (!child.ok()) {
     return context.Fail(child.status());
   }
-  return options.json == "-" ? SendLines(*client, *child, options, context)
+  return options.json == "-" ? SendLines(*child, options, context)
                              : SendOne(*child, options, context);
 }
 
@@ -72,13 +110,12 @@ void AddSend(CLI::App& app, Context& context) {
   CLI::App* command = app.add_subcommand(
       "send",
       "Sends a message to a child: dekactl send worker '{\"ping\":1}'\n"
-      "Ends when it is in the child's socket, which does not say that the child has read it.");
+      "Ends when it is in the child's socket, which does not say that the child has read it.\n"
+      "With - each line of standard input is one, blank lines aside, in order, up to the first "
+      "that "
+      "is refused; Ctrl-C says which are written.");
   AddChildArgument(*command, options->child)->required();
-  command
-      ->add_option(
-          "JSON", options->json,
-          "One JSON value, or - for one on each line of standard input, in order, up to the "
-          "first that is refused")
+  command->add_option("JSON", options->json, "One JSON value, or -")
       ->type_name("JSON")
       ->option_text(" ")
       ->required();

@@ -14,6 +14,7 @@ Stream::Stream(Context& context, Waiter& waiter, bool json)
 deka::Observer Stream::Observer() {
   deka::Observer observer;
   observer.on_attached = [this](const v1::Attached& attached) {
+    waiter_.TakeInterrupts();
     ipc::MutexLock lock(mutex_);
     place_.set_agent(attached.agent());
     place_.set_epoch(attached.epoch());

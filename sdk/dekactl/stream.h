@@ -17,7 +17,7 @@ namespace deka::dekactl {
 // Outlives the observation or attachment that tells its observer. Thread: any.
 class Stream {
  public:
-  // One that has ended wakes `waiter`.
+  // One that has ended wakes `waiter`. Once it stands, an interrupt is for `waiter` to tell.
   Stream(Context& context, Waiter& waiter, bool json);
 
   // Prints events and gaps as they come.

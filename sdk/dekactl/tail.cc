@@ -9,6 +9,7 @@
 #include "google/protobuf/util/time_util.h"
 #include "sdk/dekactl/commands.h"
 #include "sdk/dekactl/cursor_text.h"
+#include "sdk/dekactl/progress.h"
 #include "sdk/dekactl/stream.h"
 #include "sdk/dekactl/words.h"
 
@@ -103,44 +104,45 @@ int Tail(const Options& options, Context& context) {
     return context.Fail(client.status());
   }
   Stream stream(context, waiter, options.json);
-  absl::StatusOr<Observation> observation = client->Observe(Request(options), stream.Observer());
+  absl::StatusOr<Observation> observation = [&] {
+    const Progress progress(context.err, "waiting for the agent");
+    return client->Observe(Request(options), stream.Observer());
+  }();
   if (!observation.ok()) {
     return context.Fail(observation.status());
   }
   context.Hint("watching; Ctrl-C ends it");
-  std::string_view why = "interrupted";
-  for (;;) {
-    const Waiter::Event event = waiter.Wait();
-    if (event == Waiter::Event::kInterrupted || event == Waiter::Event::kReaderGone ||
-        context.out.error() != 0) {
-      observation->Stop();
-      break;
-    }
-    if (stream.end().has_value()) {
-      break;
-    }
+  bool interrupted = false;
+  bool reader_gone = false;
+  while (!interrupted && !reader_gone && !stream.end().has_value()) {
+    const Waiter::Event event = waiter.Wait({.reader = true});
+    interrupted = event == Waiter::Event::kInterrupted;
+    reader_gone = event == Waiter::Event::kReaderGone || context.out.error() != 0;
   }
+  observation->Stop();
   context.err.Status("");
-  if (const int code = context.Written(); code != kComplete) {
-    return code;
+  if (reader_gone || context.out.error() != 0) {
+    // How much of it was read is not known, so there is no place to tell.
+    const int written = context.Written();
+    return written == kComplete && stream.missed() ? kMissed : written;
   }
+  const std::string place =
+      fmt::format("--from after:{} goes on here", CursorText(observation->cursor()));
   const std::optional<Stream::End> end = stream.end();
-  bool complete = true;
-  bool too_slow = false;
   if (end.has_value() && ErrorReason(end->status) == "TOO_SLOW") {
-    why = "too slow: the log has turned over before all of it was read";
-    too_slow = true;
-  } else if (end.has_value() && !end->status.ok()) {
-    context.Fail(end->status);
-    why = "not complete";
-    complete = false;
-  } else if (end.has_value()) {
-    why = Reason(end->fin.reason());
-    complete = end->fin.reason() != v1::Fin::REASON_AGENT_STOPPING;
+    context.Say(
+        fmt::format("too slow: the log has turned over before all of it was read; {}", place));
+    return kMissed;
+  }
+  if (end.has_value() && !end->status.ok()) {
+    return context.Fail(end->status, fmt::format("not complete, {}: ", place));
   }
   context.Say(
-      fmt::format("{}; --from after:{} goes on here", why, CursorText(observation->cursor())));
-  return !complete ? kError : too_slow || stream.missed() ? kMissed : kComplete;
+      fmt::format("{}; {}", end.has_value() ? Reason(end->fin.reason()) : "interrupted", place));
+  if (end.has_value() && end->fin.reason() == v1::Fin::REASON_AGENT_STOPPING) {
+    return kError;
+  }
+  return stream.missed() ? kMissed : kComplete;
 }
 
 }  // namespace

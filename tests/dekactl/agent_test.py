@@ -269,7 +269,7 @@ class TailTest(TestCase):
         ended = self.run_it("tail", "w", "--from", "earliest", "--max-events", "1")
         agent, epoch, _ = place(ended).split("/")
         ended = self.run_it("tail", "w", "--from", f"{agent}/{int(epoch) - 1}/1", code=MISSED)
-        self.assertIn("another life of the log", ended.lines[0])
+        self.assertIn("the agent was started anew", ended.lines[0])
 
     def test_direction(self):
         self.finished_echo()
@@ -434,7 +434,7 @@ class AttachTest(TestCase):
     def test_a_refused_line_fails_alone(self):
         observer = self.fork_echo().observe()
         ended = self.run_it("attach", "w", text="1\n{\n3\n", code=ERROR)
-        self.assertOneError(ended, "message 2: ", "JSON")
+        self.assertOneError(ended, "line 2: ", "JSON")
         observer.wait_for_count("from_child", 2)
         self.assertEqual(observer.json_from_child(), ["1", "3"])
 
@@ -464,13 +464,13 @@ class AttachTest(TestCase):
 
     def test_a_child_that_has_exited(self):
         self.close_and_wait(self.fork_echo())
-        self.assertOneError(self.run_it("attach", "w", text="1\n", code=ERROR), "message 1: ", "exited")
+        self.assertOneError(self.run_it("attach", "w", text="1\n", code=ERROR), "line 1: ", "exited")
 
     def test_any_number_of_lines_may_be_refused(self):
         self.fork_echo()
         ended = self.run_it("attach", "w", text="{\n" * 3000, code=ERROR)
         self.assertEqual(len(ended.errors), 3000)
-        self.assertIn("message 3000: ", ended.errors[-1])
+        self.assertIn("line 3000: ", ended.errors[-1])
 
 
 class DisconnectTest(TestCase):

@@ -3,8 +3,10 @@
 import json
 import os
 import pty
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -146,8 +148,102 @@ class UsageTest(TestCase):
                 self.assertOneError(self.run_in_sh("dekactl " + command, code=ERROR), said)
         self.assertEqual(self.run_in_sh("dekactl ps 2>&-").stderr, "")
 
+    def test_a_reader_that_has_seen_enough_is_no_error(self):
+        for number in range(3000):
+            self.agent.add(f"child-{number}", f"id{number}")
+        self.append_message("id1", "1")
+        for command in ("--help", "ps", "ps --json", "ps --names", "tail child-1", "attach child-1", "completion bash"):
+            with self.subTest(command):
+                process = self.start(*command.split(), stdin=subprocess.PIPE)
+                self.assertTrue(process.stdout.readline())
+                process.stdout.close()
+                self.assertEqual((process.wait(DEADLINE_S), process.stderr.read()), (COMPLETE, ""))
+
+
+class InterruptTest(TestCase):
+    """Ctrl-C and SIGTERM before there is anything to tell: the process ends as by default, at once."""
+
+    COMMANDS = (
+        ["ps"],
+        ["fork", "--", "sh"],
+        ["wait", "w"],
+        ["send", "w", "1"],
+        ["send", "w", "-"],
+        ["call", "w", "1"],
+        ["tail"],
+        ["tail", "w"],
+        ["attach", "w"],
+        ["disconnect", "w"],
+        ["signal", "w", "TERM"],
+    )
+
+    def interrupt(self, process, number):
+        process.send_signal(number)
+        ended = self.finish(process)
+        self.assertEqual((ended.code, ended.stdout, ended.stderr), (-number, "", ""))
+
+    def test_while_it_connects(self):
+        path = os.path.join(self.directory, "mute.sock")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen()
+            listener.settimeout(DEADLINE_S)
+            self.environment["DEKA_TARGET"] = "unix:" + path
+            for command in self.COMMANDS:
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    with self.subTest(command, signal=number.name):
+                        process = self.start(*command, stdin=subprocess.PIPE)
+                        with listener.accept()[0]:
+                            self.interrupt(process, number)
+
+    def test_while_the_agent_does_not_answer(self):
+        self.agent.add("w", "k3")
+        self.agent.held = (
+            api.ForkChildRequest, api.GetChildRequest, api.ListChildrenRequest, api.ObserveRequest,
+        )  # fmt: skip
+        for command in self.COMMANDS:
+            with self.subTest(command):
+                self.agent.requests.clear()
+                process = self.start(*command, stdin=subprocess.PIPE)
+                self.wait_until(lambda: self.agent.requests, "a request")
+                self.interrupt(process, signal.SIGINT)
+
+    def test_one_that_was_ignored_stays_so(self):
+        self.agent.add("w", "k3")
+        self.append_message("k3", "1")
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", "trap '' INT; exec dekactl tail"],
+            env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.addCleanup(self.reap, process)
+        self.assertIn("from", process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        ended = self.finish(process)
+        self.assertEqual(ended.code, COMPLETE, ended)
+
+    def test_the_second_ends_it_whatever_it_waits_for(self):
+        """The first is not carried out while nobody reads what is shown."""
+        self.agent.add("w", "k3")
+        for _ in range(20):
+            self.append_message("k3", '"%s"' % ("x" * 60_000))
+        process = self.start("tail")
+        self.assertIn("from", process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        self.wait_until(lambda: not self.catches(process.pid, signal.SIGINT), "the first to be taken")
+        process.send_signal(signal.SIGINT)
+        self.assertEqual(process.wait(DEADLINE_S), -signal.SIGINT)
+
+    def catches(self, pid, number):
+        with open(f"/proc/{pid}/status", encoding="ascii") as status:
+            caught = re.search(r"^SigCgt:\s*(\w+)$", status.read(), re.MULTILINE)[1]
+        return bool(int(caught, 16) >> (number - 1) & 1)
+
 
 class ForkTest(TestCase):
+    def test_usage_says_where_the_program_stands(self):
+        self.assertIn("Usage: dekactl fork [OPTIONS] -- PROGRAM [ARGS...]\n", self.run_it("fork", "--help").stdout)
+
     def spec(self):
         return self.agent.of(api.ForkChildRequest)[-1].spec
 
@@ -295,8 +391,52 @@ class SendTest(TestCase):
         self.assertEqual(self.sent(), ["1", "2", "3"])
 
     def test_no_lines(self):
-        self.run_it("send", "w", "-", text="")
-        self.assertEqual(self.sent(), [])
+        for text in ("", "\n", "\r\n \t\n\n"):
+            self.run_it("send", "w", "-", text=text)
+            self.assertEqual(self.sent(), [])
+
+    def test_blank_lines_are_no_messages(self):
+        self.run_it("send", "w", "-", text="\n1\n\n \r\n2\n\n")
+        self.assertEqual(self.sent(), ["1", "2"])
+
+    def test_a_line_that_is_not_utf8_is_named_and_the_last(self):
+        process = self.start("send", "w", "-", stdin=subprocess.PIPE)
+        process.stdin.buffer.write(b"1\n\n\xff\n4\n")
+        ended = self.finish(process)
+        self.assertEqual(ended.code, ERROR, ended)
+        self.assertOneError(ended, "line 3: ", "UTF-8")
+        self.assertEqual(self.sent(), ["1"])
+
+    def interrupt(self, process, number):
+        process.send_signal(number)
+        self.assertEqual(process.wait(DEADLINE_S), 128 + number)
+        self.assertEqual(process.stdout.read(), "")
+        return process.stderr.read()
+
+    def test_ctrl_c_says_what_is_written(self):
+        self.agent.answered_max = 2
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.agent.requests.clear()
+            process = self.start("send", "w", "-", stdin=subprocess.PIPE)
+            process.stdin.write("\n" + "".join(f"{number}\n" for number in range(1000)))
+            process.stdin.flush()
+            # 512 wait at most: these two go out when the answers to the first two have come.
+            self.wait_until(lambda: len(self.sent()) == 514, "514 messages")
+            self.assertEqual(
+                self.interrupt(process, number),
+                "dekactl: interrupted: written up to line 3; lines 4 to 515 may be written or not, "
+                "no further ones are\n",
+            )
+
+    def test_ctrl_c_while_nothing_comes(self):
+        process = self.start("send", "w", "-", stdin=subprocess.PIPE)
+        process.stdin.write("1\n")
+        process.stdin.flush()
+        self.wait_until(self.sent, "a message")
+        self.assertRegex(
+            self.interrupt(process, signal.SIGINT),
+            r"\Adekactl: interrupted: (written up to line 1 and no further|line 1 may be written or not, no further ones are)\n\Z",
+        )
 
     def test_many_lines(self):
         lines = [str(number) for number in range(5000)]
@@ -304,8 +444,8 @@ class SendTest(TestCase):
         self.assertEqual(self.sent(), lines)
 
     def test_a_refused_line_is_named_and_the_last(self):
-        ended = self.run_it("send", "w", "-", text="1\nbad\n3\n", code=ERROR)
-        self.assertOneError(ended, "line 2: the message is not JSON")
+        ended = self.run_it("send", "w", "-", text="1\n\nbad\n3\n", code=ERROR)
+        self.assertOneError(ended, "line 3: the message is not JSON")
 
 
 class CallTest(TestCase):
@@ -551,13 +691,6 @@ class TailTest(TestCase):
     def test_sigterm_ends_it_with_a_cursor(self):
         self.interrupt(signal.SIGTERM)
 
-    def test_it_ends_when_nobody_reads_any_more(self):
-        self.append_message("k3", "1")
-        process = self.start("tail")
-        self.assertIn("from", process.stdout.readline())
-        process.stdout.close()
-        self.assertEqual(process.wait(DEADLINE_S), COMPLETE)
-
     def on_terminal(self):
         self.append_message("k3", "1")
         self.end(api.Fin.REASON_CLOSED)
@@ -606,8 +739,8 @@ class AttachTest(TestCase):
         self.assertEqual(json.loads(self.run_it("attach", "w", "--json", text="1").stdout)["message"], 41)
 
     def test_a_refused_line_fails_alone(self):
-        ended = self.run_it("attach", "w", text="1\nbad\n3\n", code=ERROR)
-        self.assertOneError(ended, "message 2: the message is not JSON")
+        ended = self.run_it("attach", "w", text="1\n\nbad\n3\n", code=ERROR)
+        self.assertOneError(ended, "line 3: the message is not JSON")
         self.assertEqual(self.sent(), ["1", "bad", "3"])
 
     def test_many_lines(self):
@@ -630,7 +763,27 @@ class AttachTest(TestCase):
         process = self.start("attach", "w", stdin=subprocess.PIPE)
         self.assertIn("from", process.stdout.readline())
         process.send_signal(signal.SIGINT)
-        self.assertEqual(self.finish(process).code, COMPLETE)
+        ended = self.finish(process)
+        self.assertEqual((ended.code, ended.stderr), (COMPLETE, ""))
+
+    def test_ctrl_c_says_which_lines_are_not_answered(self):
+        self.agent.answered_max = 0
+        process = self.start("attach", "w", stdin=subprocess.PIPE)
+        process.stdin.write("\n1\n")
+        process.stdin.flush()
+        self.wait_until(self.sent, "a message")
+        process.send_signal(signal.SIGINT)
+        ended = self.finish(process)
+        self.assertEqual(ended.code, 128 + signal.SIGINT)
+        self.assertOneError(ended, "interrupted: line 2 may be written or not, no further ones are")
+
+    def test_a_line_that_is_not_utf8_fails_alone(self):
+        process = self.start("attach", "w", stdin=subprocess.PIPE)
+        process.stdin.buffer.write(b"1\n\xff\n3\n")
+        ended = self.finish(process)
+        self.assertEqual(ended.code, ERROR, ended)
+        self.assertOneError(ended, "line 2: ", "UTF-8")
+        self.assertEqual(self.sent(), ["1", "3"])
 
 
 class DisconnectTest(TestCase):
@@ -715,9 +868,6 @@ class CompletionTest(TestCase):
     def test_zsh_reads_it(self):
         script = self.run_it("completion", "zsh").stdout
         self.assertTrue(script.startswith("#compdef dekactl\n"))
-        zsh = shutil.which("zsh")
-        if zsh is None:
-            self.skipTest("there is no zsh")
         test = (
             "autoload -U compinit; compinit -u -D; source <(dekactl completion zsh); "
             "_dekactl_candidates dekactl wait; _dekactl_candidates dekactl tail --direction"

@@ -32,17 +32,18 @@ class FakeAgent(bridge_service_pb2_grpc.BridgeServiceServicer):
         self.events = []
         self.gaps = []
         self.refusals = {}
+        # Requests of these types are never answered.
+        self.held = ()
+        # Attach answers requests up to this number.
+        self.answered_max = None
         self.fin = None
         self.failure = None
-        self.observing = threading.Event()
-        self.stopping = threading.Event()
         self.server = grpc.server(futures.ThreadPoolExecutor(8))
         bridge_service_pb2_grpc.add_BridgeServiceServicer_to_server(self, self.server)
         self.server.add_insecure_port(self.target)
         self.server.start()
 
     def close(self):
-        self.stopping.set()
         self.server.stop(0).wait()
 
     # --- what a test writes down ---
@@ -82,6 +83,13 @@ class FakeAgent(bridge_service_pb2_grpc.BridgeServiceServicer):
         self.requests.append(request)
         if type(request) in self.refusals:
             self._abort(context, *self.refusals[type(request)])
+        if type(request) in self.held:
+            self._wait_until_gone(context)
+
+    def _wait_until_gone(self, context):
+        gone = threading.Event()
+        if context.add_callback(gone.set):
+            gone.wait()
 
     def _abort(self, context, code, reason, message, metadata):
         info = error_details_pb2.ErrorInfo(reason=reason, domain="deka.bridge", metadata=metadata)
@@ -163,9 +171,7 @@ class FakeAgent(bridge_service_pb2_grpc.BridgeServiceServicer):
         if self.fin is not None:
             yield self._fin(self.fin)
             return
-        self.observing.set()
-        context.add_callback(self.stopping.set)
-        self.stopping.wait()
+        self._wait_until_gone(context)
 
     def Attach(self, requests, context):
         answers = queue.Queue()
@@ -195,7 +201,7 @@ class FakeAgent(bridge_service_pb2_grpc.BridgeServiceServicer):
                         answers.put(refused)
                         return
                     answers.put(api.AttachResponse(failed=failed))
-                else:
+                elif self.answered_max is None or request.number <= self.answered_max:
                     answers.put(api.AttachResponse(ack=api.Ack(through=request.number)))
             answers.put(api.AttachResponse(observed=self._fin(api.Fin.REASON_HALF_CLOSED)))
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import select
 import subprocess
+import time
 
 DEKACTL = os.path.abspath(os.environ["DEKACTL"])
 DEADLINE_S = 30
@@ -69,6 +71,13 @@ class Shell:
         ended = self.finish(process)
         self.assertEqual(ended.code, code, ended)
         return ended
+
+    def wait_until(self, condition, what):
+        """For what nobody tells."""
+        end = time.monotonic() + DEADLINE_S
+        while not condition():
+            self.assertLess(time.monotonic(), end, what)
+            select.select([], [], [], 0.005)
 
     def assertOneError(self, ended, *words):
         """The error is one line that holds these words."""
