@@ -89,6 +89,20 @@ TEST(ConnectTest, SaysWhereThereIsNoAgent) {
                 "one with `deka-agent"));
 }
 
+TEST(ConnectTest, SaysWhatIsThereInsteadOfAnAgent) {
+  std::string directory = "/tmp/deka-other-XXXXXX";
+  ASSERT_NE(mkdtemp(directory.data()), nullptr);
+  const std::string file = directory + "/file";
+  std::ofstream(file) << "text";
+  for (const std::string& path : {directory, file}) {
+    EXPECT_THAT(std::string(Client::Connect({.target = "unix:" + path}).status().message()),
+                HasSubstr(path + ": this is no socket; name an agent's with DEKA_TARGET"));
+  }
+  EXPECT_THAT(std::string(Client::Connect({.target = "unix:" + file + "/x"}).status().message()),
+              HasSubstr("Not a directory; name another with DEKA_TARGET"));
+  std::filesystem::remove_all(directory);
+}
+
 TEST(ConnectTest, RefusesATargetThatIsNoUnixSocket) {
   for (const std::string target : {"localhost:80", "/tmp/agent.sock", "unix:"}) {
     const absl::StatusOr<Client> client = Client::Connect({.target = target});

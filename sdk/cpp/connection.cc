@@ -36,13 +36,6 @@ absl::Status Unreachable(std::string_view message) {
   return ClientError(absl::StatusCode::kUnavailable, "AGENT_UNREACHABLE", message);
 }
 
-std::string NoAgent(std::string_view target, std::string_view why) {
-  return fmt::format(
-      "no agent answers at {}: {}; start one with `deka-agent --listen {}`, or name another with "
-      "DEKA_TARGET or --target",
-      target, why, target);
-}
-
 // Why a connection to `path` fails; 0 if it does not, or may not for long.
 int ConnectError(const std::string& path) {
   sockaddr_un address{};
@@ -60,16 +53,34 @@ int ConnectError(const std::string& path) {
   return errno == EAGAIN ? 0 : errno;
 }
 
-std::string WhyNot(int error) {
+bool IsSocket(const std::string& path) {
+  struct stat info;
+  return stat(path.c_str(), &info) == 0 && S_ISSOCK(info.st_mode);
+}
+
+// `error` as ConnectError() tells it.
+absl::Status NoAgent(const std::string& target, int error) {
+  const auto unreachable = [&target](std::string_view why) {
+    return Unreachable(
+        fmt::format("no agent answers at {}: {} with DEKA_TARGET or --target", target, why));
+  };
+  const std::string start =
+      fmt::format("; start one with `deka-agent --listen {}`, or name another", target);
   switch (error) {
+    case 0:
+      return unreachable(
+          "it takes connections, but does not answer; see whether it hangs, or name "
+          "another");
     case ENOENT:
-      return "there is no such socket";
+      return unreachable("there is no such socket" + start);
     case ECONNREFUSED:
-      return "nobody serves this socket";
+      return IsSocket(target.substr(kScheme.size()))
+                 ? unreachable("nobody serves this socket" + start)
+                 : unreachable("this is no socket; name an agent's");
     case EACCES:
-      return "only another user may open it";
+      return unreachable("only another user may open it; name one of your own");
     default:
-      return strerror(error);
+      return unreachable(std::string(strerror(error)) + "; name another");
   }
 }
 
@@ -173,7 +184,7 @@ absl::Status Connection::AwaitFirst() {
     }
     if (state == GRPC_CHANNEL_TRANSIENT_FAILURE && Clock::now() >= appear_deadline) {
       if (const int error = ConnectError(path); error != 0) {
-        return Unreachable(NoAgent(options_.target, WhyNot(error)));
+        return NoAgent(options_.target, error);
       }
     }
     if (Clock::now() >= deadline) {
@@ -209,9 +220,7 @@ absl::Status Connection::Reconnection::Wait() {
       return absl::OkStatus();
     }
     if (Clock::now() >= deadline_) {
-      const int error = ConnectError(target.substr(kScheme.size()));
-      return Unreachable(NoAgent(
-          target, error == 0 ? "it takes connections, but does not answer" : WhyNot(error)));
+      return NoAgent(target, ConnectError(target.substr(kScheme.size())));
     }
   }
 }

@@ -566,6 +566,11 @@ class NoAgentTest(TestCase):
                 ended = self.run_it("--target", "unix:" + path, *for_child(command, "w"), code=ERROR, text="1\n")
                 self.assertOneError(ended, path, f"deka-agent --listen unix:{path}")
 
+    def test_what_is_no_socket(self):
+        for path in (self.directory, self.agent.log_path):
+            ended = self.run_it("--target", "unix:" + path, "ps", code=ERROR)
+            self.assertOneError(ended, f"{path}: this is no socket; name an agent's with DEKA_TARGET or --target")
+
     def test_a_socket_that_an_agent_has_left(self):
         self.agent.process.kill()
         self.agent.process.wait()
