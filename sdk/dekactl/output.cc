@@ -1,8 +1,10 @@
 #include "sdk/dekactl/output.h"
 
 #include <errno.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "fmt/format.h"
@@ -11,11 +13,23 @@
 namespace deka::dekactl {
 namespace {
 
-bool WantsColor() {
-  const char* no_color = getenv("NO_COLOR");
+bool IsDumb() {
   const char* term = getenv("TERM");
-  return (no_color == nullptr || *no_color == '\0') &&
-         (term == nullptr || std::string_view(term) != "dumb");
+  return term != nullptr && std::string_view(term) == "dumb";
+}
+
+bool WantsNoColor() {
+  const char* no_color = getenv("NO_COLOR");
+  return no_color != nullptr && *no_color != '\0';
+}
+
+// The first `count` characters.
+std::string_view Beginning(std::string_view text, size_t count) {
+  size_t bytes = 0;
+  for (; count > 0 && bytes < text.size(); --count) {
+    bytes += std::max<size_t>(ipc::Utf8CharacterSize(text.substr(bytes)), 1);
+  }
+  return text.substr(0, bytes);
 }
 
 }  // namespace
@@ -23,7 +37,8 @@ bool WantsColor() {
 Output::Output(int descriptor)
     : descriptor_(descriptor),
       terminal_(isatty(descriptor) == 1),
-      colored_(terminal_ && WantsColor()) {}
+      dumb_(IsDumb()),
+      colored_(terminal_ && !dumb_ && !WantsNoColor()) {}
 
 void Output::Line(std::string_view line) {
   ipc::MutexLock lock(mutex_);
@@ -35,11 +50,14 @@ void Output::Line(std::string_view line) {
 
 void Output::Status(std::string_view line) {
   ipc::MutexLock lock(mutex_);
-  if (!terminal_ || (line.empty() && !status_shown_)) {
+  if (!terminal_ || dumb_ || (line.empty() && !status_shown_)) {
     return;
   }
   status_shown_ = !line.empty();
-  Write(fmt::format("\r\x1b[K{}", line));
+  // A line that went on in the next row could not be taken away.
+  winsize size{};
+  const bool known = ioctl(descriptor_, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
+  Write(fmt::format("\r\x1b[K{}", Beginning(Printable(line), known ? size.ws_col - 1 : 79)));
 }
 
 int Output::error() const {

@@ -22,7 +22,8 @@ class Output {
 
   // Writes `line` and a line break. After a failure nothing more is written.
   void Line(std::string_view line);
-  // On a terminal: shows `line` until the next Line or Status. An empty one removes it.
+  // On a terminal that can take it away again: shows `line`, cut to the terminal's width, until the
+  // next Line or Status. An empty one removes it.
   void Status(std::string_view line);
 
   // errno of the first write that failed, else 0. EPIPE: the reader has seen enough.
@@ -33,6 +34,7 @@ class Output {
 
   const int descriptor_;
   const bool terminal_;
+  const bool dumb_;  // it only knows how to write on
   const bool colored_;
   mutable ipc::Mutex mutex_;
   bool status_shown_ ABSL_GUARDED_BY(mutex_) = false;

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <string>
@@ -56,6 +57,10 @@ class Terminal {
     close(screen_);
   }
   int program() const { return program_; }
+  void SetColumns(unsigned short columns) const {
+    const winsize size = {.ws_row = 24, .ws_col = columns, .ws_xpixel = 0, .ws_ypixel = 0};
+    EXPECT_EQ(ioctl(screen_, TIOCSWINSZ, &size), 0);
+  }
   std::string Read() const {
     char buffer[4096];
     const ssize_t count = read(screen_, buffer, sizeof(buffer));
@@ -107,6 +112,29 @@ TEST_F(OutputTest, ALineReplacesAStatus) {
   EXPECT_EQ(terminal.Read(), "\r\x1b[Kwaiting");
   output.Line("done");
   EXPECT_EQ(terminal.Read(), "\r\x1b[Kdone\r\n");
+}
+
+TEST_F(OutputTest, AStatusHasOneRow) {
+  const Terminal terminal;
+  Output output(terminal.program());
+  terminal.SetColumns(8);
+  output.Status("ééééééééé");
+  EXPECT_EQ(terminal.Read(), "\r\x1b[Kééééééé");
+  output.Status("\x1b[2J\n");
+  EXPECT_EQ(terminal.Read(), "\r\x1b[K\\x1b[2J") << "written out, then cut";
+  terminal.SetColumns(0);
+  output.Status(std::string(100, 'x'));
+  EXPECT_EQ(terminal.Read(), "\r\x1b[K" + std::string(79, 'x'));
+}
+
+TEST_F(OutputTest, ATerminalThatCannotTakeAStatusAwayIsShownNone) {
+  const Terminal terminal;
+  setenv("TERM", "dumb", 1);
+  Output output(terminal.program());
+  output.Status("waiting");
+  output.Status("");
+  output.Line("done");
+  EXPECT_EQ(terminal.Read(), "done\r\n");
 }
 
 TEST_F(OutputTest, KeepsTheFirstError) {
