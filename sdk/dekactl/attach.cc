@@ -96,10 +96,11 @@ void AddAttach(CLI::App& app, Context& context) {
   const auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
       "attach",
-      "Holds a conversation with a child: shows its events from now on, sends each line of "
-      "standard input to it, blank lines aside.\n"
+      "Holds a conversation with a child\n\n"
+      "Shows its events from now on, and sends each line of standard input to it, blank lines "
+      "aside. "
       "Ends with the input, with the child, or with Ctrl-C; the child goes on. Exits with 1 if a "
-      "message was refused, with 4 if events were missed.");
+      "message was refused.");
   AddChildArgument(*command, options->child)->required();
   command->add_flag("--json", options->json, "Events as tail --json prints them");
   command->callback([options, &context] { context.exit_code = Attach(*options, context); });

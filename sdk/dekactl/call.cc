@@ -90,8 +90,8 @@ void AddCall(CLI::App& app, Context& context) {
   const auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
       "call",
-      "Sends a message to a child, waits for its reply and prints it:\n"
-      "  dekactl call worker '{\"id\":7,\"ping\":1}' --match /id=7\n"
+      "Sends a message to a child, and prints its reply\n\n"
+      "  dekactl call worker '{\"id\":7,\"ping\":1}' --match /id=7\n\n"
       "The reply is the first message from the child behind the one that was sent in which all of "
       "--match fit. Exits with 5 if none came in time, with 6 if the child ended before.");
   AddChildArgument(*command, options->child)->required();

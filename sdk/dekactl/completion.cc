@@ -8,11 +8,10 @@ namespace deka::dekactl {
 
 void AddCompletion(CLI::App& app, Context& context) {
   const auto shell = std::make_shared<std::string>();
-  CLI::App* command =
-      app.add_subcommand("completion",
-                         "Prints what makes a shell complete dekactl's commands, options and "
-                         "children: source <(dekactl completion bash)");
-  command->add_option("SHELL", *shell, "Which shell")
+  CLI::App* command = app.add_subcommand("completion",
+                                         "Completes commands, options and children in a shell\n\n"
+                                         "  source <(dekactl completion bash)");
+  command->add_option("SHELL", *shell, "bash or zsh")
       ->type_name("bash|zsh")
       ->option_text(" ")
       ->required()

@@ -29,12 +29,13 @@ int Disconnect(const Options& options, Context& context) {
 
 void AddDisconnect(CLI::App& app, Context& context) {
   const auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand(
-      "disconnect",
-      "Ends a child's conversation: writes what is queued for it, then closes its channel. The "
-      "process is not signalled; most end by themselves");
+  CLI::App* command = app.add_subcommand("disconnect",
+                                         "Ends a child's conversation\n\n"
+                                         "Writes what is queued for it, then closes its channel. "
+                                         "The process is not signalled; most end "
+                                         "by themselves.");
   AddChildArgument(*command, options->child)->required();
-  command->add_flag("--now", options->now, "Without what is queued");
+  command->add_flag("--now", options->now, "Without writing what is queued");
   command->callback([options, &context] { context.exit_code = Disconnect(*options, context); });
 }
 

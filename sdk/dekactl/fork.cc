@@ -21,14 +21,6 @@ struct Options {
   std::vector<std::string> args;
 };
 
-// CLI11 knows nothing of what stands behind PROGRAM.
-class Formatter : public CLI::Formatter {
- public:
-  std::string make_usage(const CLI::App*, std::string name) const override {
-    return fmt::format("Usage: {} [OPTIONS] -- PROGRAM [ARGS...]\n", name);
-  }
-};
-
 // Program and directory as they are meant here: the agent shares this machine, not this directory.
 absl::StatusOr<v1::ChildSpec> MakeSpec(const Options& options) {
   absl::StatusOr<v1::ChildSpec> spec = SpecOf(options.program, options.args);
@@ -80,10 +72,12 @@ int Fork(const Options& options, Context& context) {
 
 void AddFork(CLI::App& app, Context& context) {
   const auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand(
-      "fork",
-      "Starts a child: dekactl fork --name worker -- node worker.js\n"
-      "Prints its resource name; on standard error its dialect and why it was chosen.");
+  CLI::App* command = app.add_subcommand("fork",
+                                         "Starts a child\n\n"
+                                         "  dekactl fork --name worker -- node worker.js\n\n"
+                                         "Prints its resource name, and on standard error its "
+                                         "dialect and why it was chosen. Behind -- "
+                                         "every word is the program's.");
   command->add_option("--name", options->name, "A name to call it by")->type_name("NAME");
   command->add_option("--label", options->labels, "A label, to be found by; repeatable")
       ->type_name("KEY=VALUE")
@@ -105,14 +99,15 @@ void AddFork(CLI::App& app, Context& context) {
       ->option_text(" ")
       ->required();
   command->prefix_command();
-  command->formatter(std::make_shared<Formatter>());
   command->callback([command, options, &context] {
     CheckKeys("--label", options->labels);
     CheckKeys("--env", options->env);
+    // What was not known, in order: first, if it was given, the `--` before PROGRAM.
     options->args = command->remaining();
-    // The `--` before PROGRAM is one of them.
     if (!options->args.empty() && options->args.front() == "--") {
       options->args.erase(options->args.begin());
+    } else if (!options->args.empty() && options->args.front().starts_with('-')) {
+      throw CLI::ExtrasError("fork", options->args);
     }
     context.exit_code = Fork(*options, context);
   });

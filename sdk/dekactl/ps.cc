@@ -108,10 +108,12 @@ int Ps(const Options& options, Context& context) {
 void AddPs(CLI::App& app, Context& context) {
   const auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("ps",
-                                         "Lists the children, ended ones too: QUEUE counts "
-                                         "messages not yet written to the child, LAST "
-                                         "is the sequence of its newest event");
-  CLI::Option* json = command->add_flag("--json", options->json, "One object a line");
+                                         "Lists the children, ended ones too\n\n"
+                                         "QUEUE counts the messages that are not yet written to "
+                                         "the child, LAST is the sequence of its "
+                                         "newest event.");
+  CLI::Option* json =
+      command->add_flag("--json", options->json, "One object a line")->option_text(" ");
   command->add_flag("--names", options->names, "Only what each can be named by")->excludes(json);
   command->callback([options, &context] { context.exit_code = Ps(*options, context); });
 }

@@ -109,11 +109,12 @@ void AddSend(CLI::App& app, Context& context) {
   const auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
       "send",
-      "Sends a message to a child: dekactl send worker '{\"ping\":1}'\n"
-      "Ends when it is in the child's socket, which does not say that the child has read it.\n"
-      "With - each line of standard input is one, blank lines aside, in order, up to the first "
-      "that "
-      "is refused; Ctrl-C says which are written.");
+      "Sends a message to a child\n\n"
+      "  dekactl send worker '{\"ping\":1}'\n\n"
+      "Ends when it is in the child's socket, which does not say that the child has read it. With "
+      "- "
+      "each line of standard input is a message, blank lines aside, in order, up to the first that "
+      "is refused. Ctrl-C says which are written.");
   AddChildArgument(*command, options->child)->required();
   command->add_option("JSON", options->json, "One JSON value, or -")
       ->type_name("JSON")

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "fmt/format.h"
+#include "fmt/ranges.h"
 #include "google/protobuf/util/time_util.h"
 #include "sdk/dekactl/commands.h"
 #include "sdk/dekactl/cursor_text.h"
@@ -151,13 +152,16 @@ void AddTail(CLI::App& app, Context& context) {
   const auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
       "tail",
-      "Shows what happens to children: all, or those named until they have closed.\n"
-      "Its end, on standard error, says where another tail goes on. Exits with 4 if it missed "
-      "anything.");
+      "Shows what happens to children\n\n"
+      "To all, those that come later too, or to those named until they have closed. Its last line, "
+      "on standard error, says where another tail goes on.");
   AddChildArgument(*command, options->children);
   CLI::Option* from =
-      command->add_option("--from", options->from, "Where to begin; default: latest")
+      command
+          ->add_option("--from", options->from,
+                       "Where to begin: earliest, latest (the default), last:N or after:CURSOR")
           ->type_name("earliest|latest|last:N|after:CURSOR")
+          ->option_text("PLACE")
           ->check(Check(ParseStart));
   command
       ->add_option("--since", options->since,
@@ -176,12 +180,12 @@ void AddTail(CLI::App& app, Context& context) {
                    "Only messages, only those from a child or to it")
       ->type_name("from|to")
       ->check(Check(ParseDirection));
-  std::string kinds;
-  for (const std::string& word : KindWords()) {
-    kinds += (kinds.empty() ? "" : "|") + word;
-  }
-  command->add_option("--kind", options->kinds, "Only events of this kind; repeatable")
-      ->type_name(kinds)
+  command
+      ->add_option(
+          "--kind", options->kinds,
+          fmt::format("Only events of this kind; repeatable: {}", fmt::join(KindWords(), ", ")))
+      ->type_name(fmt::format("{}", fmt::join(KindWords(), "|")))
+      ->option_text("KIND ...")
       ->allow_extra_args(false)
       ->check(Check(ParseKind));
   command

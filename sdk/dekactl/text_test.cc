@@ -387,7 +387,7 @@ TEST_F(EventTextTest, EveryReasonOfAGapHasItsWords) {
     gap.set_from_child_sequence(2);
     gap.set_to_child_sequence(2);
     gap.set_reason(static_cast<v1::Gap::Reason>(reasons.value(i)->number()));
-    said.insert(text.Line(gap, MakeCursor("a", 1, 9)));
+    said.insert(text.Line(gap, MakeCursor("a", 1, 9), {}));
   }
   EXPECT_EQ(said.size(), static_cast<size_t>(reasons.value_count()));
 }

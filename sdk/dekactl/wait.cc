@@ -36,10 +36,10 @@ int Wait(const std::string& name, Context& context) {
 
 void AddWait(CLI::App& app, Context& context) {
   const auto name = std::make_shared<std::string>();
-  CLI::App* command = app.add_subcommand("wait",
-                                         "Waits until a child has exited and exits as it did: with "
-                                         "its code, with 128 + n after signal "
-                                         "n, with 125 if that could not be told");
+  CLI::App* command = app.add_subcommand(
+      "wait",
+      "Waits until a child has exited, and exits as it did\n\n"
+      "With its code, with 128 + n after signal n, with 125 if how it ended could not be told.");
   AddChildArgument(*command, *name)->required();
   command->callback([name, &context] { context.exit_code = Wait(*name, context); });
 }

@@ -44,13 +44,31 @@ class UsageTest(TestCase):
         ended = self.run_it("--help")
         for word in "fork ps wait send call tail attach disconnect signal completion --target".split():
             self.assertIn(word, ended.stdout)
-        self.assertIn("0 complete, 1 error, 2 usage, 3 no such child, 4 something was missed, of call", ended.stdout)
-        self.assertIn("5 timed out, 6 the child ended", ended.stdout)
+        words = " ".join(ended.stdout.split())
+        self.assertIn("0 complete, 1 error, 2 usage, 3 no such child, 4 something was missed, of call", words)
+        self.assertIn("5 timed out, 6 the child ended", words)
 
     def test_each_command_has_help(self):
-        for command in "fork ps wait send call tail attach disconnect signal completion".split():
+        commands = self.run_it("--help").stdout.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
+        self.assertEqual(
+            [line.split()[0] for line in commands], "fork ps wait send call tail attach disconnect signal completion".split()
+        )
+        for line in commands:
+            command, summary = line.split(None, 1)
             with self.subTest(command):
-                self.assertIn("Usage: dekactl " + command, self.run_it(command, "--help").stdout)
+                page = self.run_it(command, "--help").stdout
+                self.assertTrue(page.startswith(summary + "\n\n"), page)
+                self.assertIn("Usage: dekactl " + command, page)
+
+    def test_help_has_80_columns(self):
+        for command in [[], *map(str.split, "fork ps wait send call tail attach disconnect signal completion".split())]:
+            for line in self.run_it(*command, "--help").lines:
+                self.assertLessEqual(len(line), 80, line)
+
+    def test_version(self):
+        ended = self.run_it("--version")
+        self.assertRegex(ended.stdout, r"\Adekactl \d+\.\d+\.\d+\n\Z")
+        self.assertEqual(ended.stderr, "")
 
     def test_wrong_usage_is_one_line_and_2(self):
         for arguments in (
@@ -114,9 +132,25 @@ class UsageTest(TestCase):
              "dekactl: --label: a is given twice; give it one value; see dekactl fork --help"),
             (["--env", "A=b", "--env", "A=b"],
              "dekactl: --env: A is given twice; give it one value; see dekactl fork --help"),
+            (["--name", "a", "--name", "b"], "dekactl: --name is given twice; give it once; see dekactl fork --help"),
+            (["--frob"],
+             "dekactl: --frob is no option; write what is the program's behind --; see dekactl fork --help"),
         ):  # fmt: skip
             with self.subTest(arguments):
                 self.assertEqual(self.run_it("fork", *arguments, "--", "x", code=USAGE).errors, [said])
+        words = "fork, ps, wait, send, call, tail, attach, disconnect, signal, completion"
+        for arguments, said in (
+            ([], f"dekactl: which command? Write one of {words}; see dekactl --help"),
+            (["help"], f"dekactl: help is no command; write one of {words}; see dekactl --help"),
+            (["--frob", "ps"], "dekactl: --frob is no option; see dekactl ps --help"),
+            (["ps", "extra"], "dekactl: extra is one argument too many; see dekactl ps --help"),
+            (["ps", "--json", "--names"], "dekactl: --json excludes --names; see dekactl ps --help"),
+            (["tail", "--for"], "dekactl: --for is given without a value; see dekactl tail --help"),
+            (["tail", "--for", "1s", "--for", "2s"], "dekactl: --for is given twice; give it once; see dekactl tail --help"),
+            (["wait"], "dekactl: CHILD is required; see dekactl wait --help"),
+        ):  # fmt: skip
+            with self.subTest(arguments):
+                self.assertEqual(self.run_it(*arguments, code=USAGE).errors, [said])
 
     def test_no_agent_says_how_to_start_one(self):
         self.environment["DEKA_TARGET"] = f"unix:{self.directory}/none"
@@ -125,6 +159,9 @@ class UsageTest(TestCase):
     def test_target_comes_before_the_environment(self):
         self.environment["DEKA_TARGET"] = "unix:/nowhere"
         self.run_it("--target", self.agent.target, "ps")
+        self.run_it("ps", "--target", self.agent.target)
+        self.run_it("fork", "--target", self.agent.target, "--", "sh", "--target", "x")
+        self.assertEqual(list(self.agent.of(api.ForkChildRequest)[-1].spec.args), ["--target", "x"])
 
     def test_a_full_disk_is_an_error(self):
         self.agent.add("w", "k3")
@@ -263,6 +300,13 @@ class ForkTest(TestCase):
         self.assertEqual(spec.dialect, child_pb2.DIALECT_DEKA)
         self.assertEqual(dict(spec.env), {"X": "", "Y": "[1,2]"})
         self.assertEqual((spec.cwd, spec.program, list(spec.args)), ("/tmp", "/bin/sh", ["x"]))
+
+    def test_a_word_that_is_no_option_is_nobody_elses(self):
+        for arguments in (["--nmae", "w", "--", "sh"], ["sh", "-c", "exit"], ["-x", "sh"]):
+            with self.subTest(arguments):
+                self.assertOneError(self.run_it("fork", *arguments, code=USAGE), "is no option")
+        self.run_it("fork", "sh", "x")
+        self.assertEqual(list(self.spec().args), ["x"])
 
     def test_arguments_are_the_programs_own(self):
         arguments = ["ps", "--name", "-x", "--", "[1,2]", "", "--help", "fork"]
@@ -845,6 +889,7 @@ class CompletionTest(TestCase):
     def test_children_of_the_target_on_the_line(self):
         self.environment["DEKA_TARGET"] = "unix:/nowhere"
         self.assertEqual(self.complete(f"dekactl --target {self.agent.target} wait w"), ["worker"])
+        self.assertEqual(self.complete(f"dekactl wait --target {self.agent.target} w"), ["worker"])
         self.assertEqual(self.complete("dekactl wait w"), [])
 
     def test_options_and_their_words(self):
@@ -855,7 +900,7 @@ class CompletionTest(TestCase):
         self.assertEqual(self.complete("dekactl tail --payload "), ["full", "none"])
         self.assertEqual(self.complete("dekactl tail --when-slow b"), ["block"])
         self.assertEqual(self.complete("dekactl tail --where "), [])
-        self.assertEqual(self.complete("dekactl call worker 1 --match /id=7 --t"), ["--timeout"])
+        self.assertEqual(self.complete("dekactl call worker 1 --match /id=7 --ti"), ["--timeout"])
         self.assertEqual(self.complete("dekactl fork --dialect "), ["deka", "node"])
         self.assertEqual(self.complete("dekactl signal worker TER"), ["TERM"])
         self.assertEqual(self.complete("dekactl completion "), ["bash", "zsh"])
