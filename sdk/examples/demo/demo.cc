@@ -115,9 +115,8 @@ absl::StatusOr<Child> Fork(const Client& client, const std::string& name, std::s
   absl::StatusOr<Child> child = client.Fork(*std::move(spec));
   if (child.ok()) {
     const bool node = child->description().dialect() == v1::DIALECT_NODE;
-    fmt::print("  {:<8} pid {:<7} {:<14} {}\n", name, child->pid(), what,
-               node ? "dialect node: a line is <value>"
-                    : R"(dialect deka: a line is {"cmd":"NODE_HANDLE","msg":<value>})");
+    fmt::print("  {:<8} pid {:<8} {:<15} a line is {}\n", name, child->pid(), what,
+               node ? R"({"ping":1})" : R"({"cmd":"NODE_HANDLE","msg":{"ping":1}})");
   }
   return child;
 }
@@ -133,7 +132,11 @@ absl::Status Play(const Runfiles& files, const std::string& self, const std::str
   const absl::StatusOr<Client> client = Connect(*agent, target);
   if (!client.ok()) return client.status();
   fmt::print(
-      "An agent, on {}, has forked two children, each on a socket that nobody else can see:\n\n",
+      "A program that forks children owns their messages: nobody else can see one, send\n"
+      "one, or end the conversation. Here an agent is the parent, and lets a visitor in.\n\n"
+      "The agent ({}) has forked two children, who\n"
+      "know nothing of all this. Each has a socket that nobody but the agent can reach,\n"
+      "and a message is a line on it:\n\n",
       target);
   const auto worker = Fork(*client, "worker", "node worker.js", "node",
                            {files.Rlocation("deka_bridge/sdk/examples/worker.js")});
@@ -143,7 +146,8 @@ absl::Status Play(const Runfiles& files, const std::string& self, const std::str
   if (!native.ok()) return native.status();
 
   fmt::print(
-      "\nA visitor, a process that forked neither of them, talks to both through the agent:\n\n");
+      "\nThe visitor is a process that forked neither of them. It asks each of them and is\n"
+      "asked by each, ends the conversation, and sees it all from the first event on:\n\n");
   std::fflush(stdout);
   absl::StatusOr<Program> visitor = Program::Start({self, "--visit", target, "worker", "native"});
   if (!visitor.ok()) return visitor.status();
@@ -153,7 +157,9 @@ absl::Status Play(const Runfiles& files, const std::string& self, const std::str
   if (const int code = agent->Stop(); code != 0) {
     return absl::AbortedError(fmt::format("the agent ended with code {}", code));
   }
-  fmt::print("The agent has ended, and nothing is left of it.\n");
+  fmt::print(
+      "The agent has ended, and nothing is left of it. To do the same by hand, see\n"
+      "\"A quick tour\" in README.md.\n");
   return absl::OkStatus();
 }
 

@@ -1,22 +1,21 @@
 #include "sdk/examples/demo/transcript.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
-#include <cstdlib>
+#include <cstddef>
 #include <iterator>
 #include <string_view>
 #include <utility>
 
 #include "google/protobuf/util/time_util.h"
+#include "sdk/dekactl/output.h"
 
 namespace deka::examples {
 namespace {
 
 constexpr std::string_view kVisitor = "visitor";
-constexpr std::string_view kDim = "\x1b[2m";
-constexpr std::string_view kPlain = "\x1b[0m";
-constexpr std::string_view kChildColours[] = {"\x1b[36m", "\x1b[35m"};
+constexpr dekactl::Color kChildColours[] = {dekactl::Color::kCyan, dekactl::Color::kMagenta};
+constexpr size_t kWhoWidth = 19;  // "visitor -> a child"
 
 // "who", "what", to stand in two columns.
 std::pair<std::string, std::string> Describe(const v1::Event& event, const std::string& child) {
@@ -55,9 +54,9 @@ std::pair<std::string, std::string> Describe(const v1::Event& event, const std::
 }  // namespace
 
 Transcript::Transcript(std::FILE* out, std::map<std::string, std::string> names)
-    : out_(out),
-      coloured_(isatty(fileno(out)) && std::getenv("NO_COLOR") == nullptr),
-      names_(std::move(names)) {}
+    : out_(out), coloured_(dekactl::Output(fileno(out)).colored()), names_(std::move(names)) {
+  fmt::print(out_, "{:>4}  {:>8}  {:<{}}  {}\n", "#", "time", "who", kWhoWidth, "what");
+}
 
 void Transcript::Show(const v1::Event& event) {
   const auto name = names_.find(event.child());
@@ -67,13 +66,11 @@ void Transcript::Show(const v1::Event& event) {
   const auto [who, what] = Describe(event, name == names_.end() ? event.child() : name->second);
   const std::string when = fmt::format("{:>4}  {:6.3f} s", fmt::format("#{}", event.sequence()),
                                        static_cast<double>(now_us - start_us_) / 1e6);
-  if (coloured_) {
-    const auto index = static_cast<size_t>(std::distance(names_.begin(), name));
-    fmt::print(out_, "{}{}{}  {}{:<19}{}  {}\n", kDim, when, kPlain,
-               kChildColours[index % std::size(kChildColours)], who, kPlain, what);
-  } else {
-    fmt::print(out_, "{}  {:<19}  {}\n", when, who, what);
-  }
+  const auto index = static_cast<size_t>(std::distance(names_.begin(), name));
+  fmt::print(out_, "{}  {}  {}\n", Paint(coloured_, dekactl::Color::kDim, when),
+             Paint(coloured_, kChildColours[index % std::size(kChildColours)],
+                   fmt::format("{:<{}}", who, kWhoWidth)),
+             dekactl::Printable(what));
   std::fflush(out_);
 }
 

@@ -18,8 +18,7 @@ namespace deka::examples {
 
 class Transcript {
  public:
-  // `names`: what to call each child, by its id. Coloured if `out` is a terminal and NO_COLOR is
-  // not set.
+  // `names`: what to call each child, by its id. Coloured as dekactl's output is.
   Transcript(std::FILE* out, std::map<std::string, std::string> names);
 
   void Show(const v1::Event& event);
