@@ -187,8 +187,8 @@ class Child {
   //
   // Errors: those of Send, and of Observe, before anything is sent, and
   //
-  // * `DEADLINE_EXCEEDED` NO_REPLY_DEADLINE: no reply within the timeout; the child has the
-  //   message, or may have it, as the error says.
+  // * `DEADLINE_EXCEEDED` NO_REPLY_DEADLINE: no reply within the timeout, but the child has the
+  //   message, or may have it, as the error says. Only with NOT_SENT_DEADLINE nothing was sent.
   // * `FAILED_PRECONDITION` NO_REPLY_CHANNEL_CLOSED: the child got the message, but its channel
   //   ended before a reply: it has exited, closed it, or was disconnected.
   // * `UNKNOWN` OUTCOME_UNKNOWN: a gap, or the end of the agent; a reply may be in what is missing.

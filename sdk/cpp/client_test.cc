@@ -878,6 +878,19 @@ TEST_F(ClientTest, ACallGoesOnWhereItsConnectionWasLost) {
   }
 }
 
+TEST_F(ClientTest, ASendThatAnotherAgentDoesNotKnowMayHaveBeenDone) {
+  agent_.Append("a");
+  agent_.SetRefuse([](const google::protobuf::Message& request) -> std::optional<grpc::Status> {
+    const auto* send = dynamic_cast<const v1::SendMessageRequest*>(&request);
+    if (send == nullptr) {
+      return std::nullopt;
+    }
+    return send->repeat() ? FakeAgent::Refusal(grpc::StatusCode::NOT_FOUND, "CHILD_NOT_FOUND")
+                          : kLost;
+  });
+  EXPECT_EQ(ErrorReason(Connect().Find("a")->Send("1").status()), "OUTCOME_UNKNOWN");
+}
+
 TEST_F(ClientTest, ACallEndsWithTheRefusalOfItsSend) {
   agent_.Append("a");
   agent_.SetRefuse([](const google::protobuf::Message& request) -> std::optional<grpc::Status> {

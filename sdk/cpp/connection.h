@@ -126,6 +126,12 @@ absl::StatusOr<Response> Connection::Call(Method<Request, Response> method, Requ
     const bool expired =
         timeout.count() > 0 && status.code() == absl::StatusCode::kDeadlineExceeded;
     if (!ErrorReason(status).empty() || (!expired && !IsConnectionLost(status))) {
+      if constexpr (requires { request.repeat(); }) {
+        // An agent that has taken over does not know what was done before.
+        if (request.repeat() && ErrorReason(status) == "CHILD_NOT_FOUND") {
+          return OutcomeUnknown(status);
+        }
+      }
       return status;  // the agent's answer
     }
     if (!expired && lost != Lost::kOnce) {
