@@ -51,8 +51,8 @@ int Fail(const absl::Status& error, Context& context) {
   }
   const std::string reason = ErrorReason(error);
   // Before the message was sent, or after it.
-  const bool ended =
-      reason == "CHILD_EXITED" || reason == "CHANNEL_CLOSED" || reason == "NO_REPLY_CHANNEL_CLOSED";
+  const bool ended = reason == "CHILD_EXITED" || reason == "CHANNEL_CLOSED" ||
+                     reason == "CHANNEL_FAILED" || reason == "NO_REPLY_CHANNEL_CLOSED";
   return ended ? kChildEnded : code;
 }
 

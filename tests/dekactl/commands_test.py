@@ -558,7 +558,7 @@ class CallTest(TestCase):
         self.assertEqual(ended.stdout, "")
 
     def test_a_child_that_has_ended_is_6(self):
-        for reason in ("CHILD_EXITED", "CHANNEL_CLOSED"):
+        for reason in ("CHILD_EXITED", "CHANNEL_CLOSED", "CHANNEL_FAILED"):
             self.refuse_send(grpc.StatusCode.FAILED_PRECONDITION, reason)
             self.assertOneError(self.run_it("call", "w", "1", code=CHILD_ENDED), "the agent says why")
 
