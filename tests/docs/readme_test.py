@@ -54,6 +54,7 @@ class ReadmeTest(bridge.TestCase):
         self.assertIn("started", result.stdout)
         self.assertIn('{"ping":1}', result.stdout)
         self.assertIn('{"pong":1}', result.stdout)
+        self.assertRegex(result.stdout, r'(?m)^{"pong":2}$')
         self.assertIn("node", result.stderr)
         agent.terminate()
         self.assertEqual(agent.wait(bridge.DEADLINE_S), 0)
