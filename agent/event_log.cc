@@ -244,8 +244,10 @@ bool EventLog::IsFull(Log& log, Room room) {
     if (reading.position >= end || (end - reading.position + room.bytes <= log.bytes_max_ &&
                                     unread_events + room.events <= log.events_max_)) {
       reading.state = Log::Reading::State::kHolds;
-    } else {
-      full |= reading.state == Log::Reading::State::kHolds;
+      reading.waited_for_since.reset();
+    } else if (reading.state == Log::Reading::State::kHolds) {
+      if (!reading.waited_for_since) reading.waited_for_since = std::chrono::steady_clock::now();
+      full = true;
     }
   }
   return full;
@@ -257,16 +259,15 @@ void EventLog::OnRead(Log& log, absl::AnyInvocable<void()> read) {
 }
 
 std::optional<std::chrono::steady_clock::time_point> EventLog::Lapse(
-    Log& log, std::chrono::steady_clock::time_point begin) {
-  const auto now = std::chrono::steady_clock::now();
-  const uint64_t newest = batch_.log == &log ? batch_.end : log.ring_.control().head;
+    Log& log, std::chrono::steady_clock::time_point now) {
   std::optional<std::chrono::steady_clock::time_point> next;
   ipc::MutexLock lock(log.mutex_);
   for (auto& [observer, reading] : log.lossless_) {
-    if (reading.state != Log::Reading::State::kHolds || reading.position >= newest) continue;
-    const auto end = begin + reading.hold_max;
+    if (reading.state != Log::Reading::State::kHolds || !reading.waited_for_since) continue;
+    const auto end = *reading.waited_for_since + reading.hold_max;
     if (end <= now) {
       reading.state = Log::Reading::State::kLapsed;
+      reading.waited_for_since.reset();
     } else {
       next = std::min(next.value_or(end), end);
     }

@@ -106,7 +106,9 @@ class Log {
     uint64_t position = 0;
     int64_t child_sequence = 0;  // of the event before it
     std::chrono::milliseconds hold_max{};
-    State state = State::kBehind;  // the writer's to change
+    State state = State::kBehind;
+    // The log is full of what it has not read, since then.
+    std::optional<std::chrono::steady_clock::time_point> waited_for_since = {};
   };
   absl::flat_hash_map<const LogObservation*, Reading> lossless_ ABSL_GUARDED_BY(mutex_);
   std::atomic<bool> has_lossless_ = false;
@@ -200,10 +202,10 @@ class EventLog {
   // under no lock. Replaces the one before.
   void OnRead(Log& log, absl::AnyInvocable<void()> read);
 
-  // Nobody is waited for longer than it asked: those that were, since `begin`, hold nobody until
-  // they have read. When it is the next one's time; nothing if nobody is waited for.
+  // Nobody is waited for longer than it asked: those that were, at `now`, hold nobody until they
+  // have read. When it is the next one's time; nothing if nobody is waited for.
   std::optional<std::chrono::steady_clock::time_point> Lapse(
-      Log& log, std::chrono::steady_clock::time_point begin) ABSL_NO_THREAD_SAFETY_ANALYSIS;
+      Log& log, std::chrono::steady_clock::time_point now);
 
   // No observer is waited for any more.
   void EndHolds();

@@ -158,6 +158,32 @@ TEST_F(HoldTest, AHoldEndsInTimeWithAGapThatSaysSo) {
   EXPECT_TRUE(shown.events.back().has_closed());
 }
 
+// Sends alone fill a log, too.
+TEST_F(HoldTest, AChildThatOnlyReadsIsHeldNoLonger) {
+  v1::ChildSpec spec = Script("cat <&3 >/dev/null");
+  spec.set_dialect(v1::DIALECT_NODE);
+  const auto child = Fork(std::move(spec));
+  ASSERT_TRUE(child.ok()) << child.status();
+  const auto observation = Lossless(child->child(), std::chrono::milliseconds(200));
+  int held = 0, written = 0;
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  while (held == 0 || written < 1000) {
+    const absl::Status refused = Send(Message(child->child(), "1")).status();
+    if (refused.ok()) {
+      ++written;
+    } else {
+      ExpectReason(refused, ipc::Reason::kHeldByObserver);
+      ++held;
+    }
+    ASSERT_LT(std::chrono::steady_clock::now(), deadline) << written << " " << held;
+  }
+  ASSERT_TRUE(Disconnect(child->child()).ok());
+  ASSERT_TRUE(WaitFor(child->child(), v1::Child::STATE_CLOSED).ok());
+  const Shown shown = ReadToEnd(*observation);
+  ASSERT_THAT(shown.gaps, SizeIs(1));
+  EXPECT_EQ(shown.gaps[0].reason(), v1::Gap::REASON_BLOCK_TIMEOUT);
+}
+
 TEST_F(HoldTest, AnObserverThatGoesHoldsNobody) {
   const v1::Child child = ForkFlood();
   auto observation = Lossless(child);

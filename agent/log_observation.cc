@@ -291,7 +291,9 @@ absl::Status LogObservation::Begin() {
         start_.has_earliest() ? control.evicted_child_sequence : control.newest_child_sequence;
     if (hold_max_) TellReading(place);
   }
-  cursor_ = start_.has_earliest() ? first_sequence - 1 : log_.head_;
+  // Of a start that is still to be found nothing was shown.
+  const bool from_first = start_.has_earliest() || start_.has_last() || start_.has_since();
+  cursor_ = from_first ? first_sequence - 1 : log_.head_;
   *attached_.mutable_start() = CursorAt(cursor_);
   if (start_.has_after()) {
     if (absl::Status status = BeginAfter(start_.after()); !status.ok()) return status;
@@ -383,6 +385,7 @@ void LogObservation::RemovePlace(const Log& log) {
   if (found == place_numbers_.end()) return;
   const uint32_t number = found->second;
   place_numbers_.erase(found);
+  if (block_log_ == &log) DropBlock();
   if (number + 1 < places_.size()) {
     places_[number] = std::move(places_.back());
     place_numbers_[places_[number].log.get()] = number;
@@ -409,7 +412,7 @@ bool LogObservation::OnCommit(Log& log, const RecordRing::Control& control, uint
                               int64_t head_before) {
   if (!skipping_) return true;
   const uint32_t wanted = filter_bits_ | (until_closed_ ? 1u << v1::EVENT_KIND_CLOSED : 0);
-  if (filter_bits & wanted) {
+  if ((filter_bits & wanted) || hold_max_) {
     skipping_ = false;
     cursor_ = head_before;
     return true;
@@ -429,7 +432,7 @@ bool LogObservation::OnForget(const std::shared_ptr<Log>& log) {
   if (forgotten_.size() < kForgottenMax) {
     forgotten_.push_back(log);
   } else {
-    forgotten_overflow_ = log->news_;
+    forgotten_overflow_ = std::max(forgotten_overflow_, log->news_);
   }
   return true;
 }
@@ -441,7 +444,7 @@ void LogObservation::OnReady(absl::AnyInvocable<void()> ready) {
                      !candidates_.empty() || (!skipping_ && log_.head_ > cursor_) ||
                      !forgotten_.empty() || log_.closing_ || Clock::now() >= time();
     if (!now) {
-      skipping_ = !hold_max_;
+      skipping_ = true;
       wakeup_->Arm(std::move(ready));
       return;
     }
@@ -498,7 +501,7 @@ Observation::Next LogObservation::TakeNext(Response& response) {
   work_left_ = kWorkMax;
   if (!end_ && now_ >= deadline_) end_ = v1::Fin::REASON_DURATION;
   if (step_ == Step::kEvents) return TakeEvents(response);
-  if (end_) return TakeFin(response);
+  if (end_ && step_ != Step::kStart) return TakeFin(response);
   if (step_ == Step::kStart) {
     if (!FindStart()) return Next::kBusy;
     v1::ObserveResponse message;
@@ -537,6 +540,7 @@ bool LogObservation::FindStart() {
 bool LogObservation::FindLast() {
   if (find_.left == 0) {
     find_.left = start_.last();
+    find_.first = attached_.head() + 1;
     find_.positions.resize(places_.size());
   }
   while (find_.place < places_.size()) {
@@ -554,11 +558,12 @@ bool LogObservation::FindLast() {
     if (!record) continue;  // evicted, and all before it too
     place.position = begin;
     place.seen = record->child_sequence - 1;
-    cursor_ = record->sequence - 1;
+    find_.first = record->sequence;
     Spend(find_.payload.size() / kWorkBytesMatched);
     if (Matches(*record) && ContentMatches(*record, find_.payload) && --find_.left == 0) break;
     PushLast(source.place);
   }
+  cursor_ = find_.first - 1;
   return true;
 }
 
@@ -604,7 +609,14 @@ bool LogObservation::FindSince() {
     const RecordRing::Control& control = ring.control();
     if (control.evicted_time_us >= since_us && control.evicted_sequence > 0) {
       find_.first = std::min(find_.first, control.evicted_sequence);
-    } else if (place.position != control.head) {
+      continue;
+    }
+    // What was evicted is older.
+    if (place.position < control.tail) {
+      place.position = control.tail;
+      place.seen = control.evicted_child_sequence;
+    }
+    if (place.position != control.head) {
       find_.first = std::min(find_.first, ring.At(ring.Settle(place.position)).sequence);
     }
   }
@@ -662,6 +674,7 @@ Observation::Next LogObservation::TakeEvents(Response& response) {
       } else if (stopped || stopping_) {
         end_ = v1::Fin::REASON_AGENT_STOPPING;
       } else {
+        if (block_ != nullptr && block_->bytes() > EventBlock::kBytesMax) DropBlock();
         return Next::kWait;
       }
       continue;
@@ -792,6 +805,7 @@ bool LogObservation::TellReading(const Place& place) {
   Log& log = *place.log;
   Log::Reading& reading = log.lossless_[this];
   const bool has_read = place.position > reading.position && log.on_read_;
+  if (place.position < reading.position) reading.state = Log::Reading::State::kBehind;
   reading.position = place.position;
   reading.child_sequence = place.seen;
   reading.hold_max = *hold_max_;
@@ -840,8 +854,14 @@ bool LogObservation::Run(Place& place, const Source& source, int64_t bound, Batc
     std::shared_ptr<const EventBlock> block = BlockAt(place, source, bound);
     if (block == nullptr) return false;
     block_ = std::move(block);
+    block_log_ = place.log.get();
     if (RunBlock(place, block_, bound, batch)) return true;
   }
+}
+
+void LogObservation::DropBlock() {
+  block_ = nullptr;
+  block_log_ = nullptr;
 }
 
 std::shared_ptr<const EventBlock> LogObservation::BlockAt(Place& place, const Source& source,
@@ -857,6 +877,7 @@ std::shared_ptr<const EventBlock> LogObservation::BlockAt(Place& place, const So
       place.position = ring.Settle(place.position);
       const Record& first = ring.At(place.position);
       if (first.sequence > bound) return nullptr;
+      if (block_log_ == &log && block_->Has(place.position)) return block_;
       if (std::shared_ptr<const EventBlock> block = log.FindBlock(place.position)) return block;
       if (first.entry_bytes <= EventBlock::kBytesMax) {
         auto block = std::make_shared<EventBlock>();
@@ -967,7 +988,7 @@ bool LogObservation::Show(const std::shared_ptr<const EventBlock>& block, size_t
   const std::string head = HeadForPayload(entry.substr(0, entry.size() - record.payload_bytes),
                                           record.payload_bytes, payload.size());
   batch.response.Append(head);
-  if (payload.size() >= kShareBytesMin) {
+  if (payload.size() >= kShareBytesMin && payload.size() >= block->bytes() / 4) {
     batch.response.Share(block, payload);
   } else {
     batch.response.Append(payload);

@@ -165,6 +165,7 @@ class LogObservation final : public Observation {
   bool Enqueue(uint32_t place_number);
   // Takes events of one place up to `bound`. True if the response is complete.
   bool Run(Place& place, const Source& source, int64_t bound, Batch& batch);
+  void DropBlock();
   // A block that has the place's next event; null if there is none up to `bound`, or a gap before.
   std::shared_ptr<const EventBlock> BlockAt(Place& place, const Source& source, int64_t bound);
   // A copy of an event that is longer than a block may be; null if it was evicted meanwhile.
@@ -241,6 +242,7 @@ class LogObservation final : public Observation {
   std::deque<PendingGap> gaps_;              // to be told before anything else
   size_t closed_places_ = 0;                 // places_ before this are of children that have closed
   std::shared_ptr<const EventBlock> block_;  // the last one read: others may come by
+  const Log* block_log_ = nullptr;           // whose it is
   int64_t delivered_ = 0;
   int64_t dropped_ = 0;
   std::optional<v1::Fin::Reason> end_;

@@ -328,7 +328,8 @@ absl::StatusOr<ipc::Channel::Accepted> RecordedChild::Enqueue(
   if (process_ == nullptr || disconnected_) {
     return exit_status_ ? ExitedError() : ChannelClosedError();
   }
-  if (LogIsFull(json.size())) return HeldError();
+  const bool too_large = json.size() > description_.limits.message_bytes_max;
+  if (!too_large && HoldIfFull(json.size())) return HeldError();
   if (!environment_.queues.Fits(json.size() + kQueueOverheadBytes)) return QueueFullError();
   const uint64_t tag = next_tag_++;
   const absl::StatusOr<ipc::Channel::Accepted> accepted = process_->Send(json, tag);
@@ -558,29 +559,35 @@ bool RecordedChild::LogIsFull(size_t json_bytes) const {
               .events = kKeptEvents + messages});
 }
 
-void RecordedChild::HoldIfFull() {
-  if (held_since_ || !LogIsFull()) return;
-  held_since_ = Clock::now();
-  process_->PauseReading();
-  LookAtHold();
+bool RecordedChild::HoldIfFull(size_t json_bytes) {
+  if (!LogIsFull(json_bytes)) return false;
+  held_for_bytes_ = std::max(held_for_bytes_, json_bytes);
+  if (!std::exchange(held_, true)) {
+    process_->PauseReading();
+    LookAtHold();
+  }
+  return true;
 }
 
 void RecordedChild::LookAtHold() {
-  if (!held_since_ || process_ == nullptr) return;
+  if (!held_ || process_ == nullptr) return;
   // Before it is looked: what is read from now on is told.
   environment_.log.OnRead(*log_, [&loop = environment_.loop, self = self_] {
     loop.Post([self] {
       if (*self != nullptr) (*self)->LookAtHold();
     });
   });
-  const auto limit = environment_.log.Lapse(*log_, *held_since_);
-  if (limit && LogIsFull()) {
+  const auto now = Clock::now();
+  std::optional<Clock::time_point> limit;
+  if (LogIsFull(held_for_bytes_)) limit = environment_.log.Lapse(*log_, now);
+  if (limit && LogIsFull(held_for_bytes_)) {
     hold_limit_.Start(
-        std::chrono::ceil<std::chrono::milliseconds>(*limit - Clock::now()),
-        [this] { LookAtHold(); }, /*referenced=*/false);
+        std::chrono::ceil<std::chrono::milliseconds>(*limit - now), [this] { LookAtHold(); },
+        /*referenced=*/false);
     return;
   }
-  held_since_.reset();
+  held_ = false;
+  held_for_bytes_ = 0;
   hold_limit_.Cancel();
   process_->ResumeReading();
 }
@@ -638,6 +645,7 @@ void RecordedChild::ForgetOldMessages() {
 }
 
 void RecordedChild::OnWriteEnd() {
+  HoldIfFull();
   environment_.log.Commit();
   UpdateQueued();
   TryWaiting();

@@ -177,7 +177,8 @@ class RecordedChild final : public Child, private ipc::ChildProcess::Listener {
   // Held back: neither channel nor output are read, while a lossless observer has not read what the
   // log is full of. A parent in the same process that listens is never made to wait so.
   bool LogIsFull(size_t json_bytes = 0) const;
-  void HoldIfFull();
+  // True if it is held back, now or already; then it goes on when there is this much room.
+  bool HoldIfFull(size_t json_bytes = 0);
   void LookAtHold();
 
   std::shared_ptr<Message> Remembered(const std::string& key);
@@ -222,7 +223,8 @@ class RecordedChild final : public Child, private ipc::ChildProcess::Listener {
   v1::Sender disconnected_sender_;
   std::vector<Answer<v1::DisconnectResponse>> disconnect_answers_;
 
-  std::optional<std::chrono::steady_clock::time_point> held_since_;
+  bool held_ = false;
+  size_t held_for_bytes_ = 0;  // of the largest message that was refused
   ipc::Timer hold_limit_;
   // This child, for other threads; null when it is gone. The loop's thread alone looks.
   const std::shared_ptr<RecordedChild*> self_ = std::make_shared<RecordedChild*>(this);

@@ -20,9 +20,7 @@ grpc::Slice ToSlice(const agent::Response::Piece& piece) {
 }  // namespace
 
 Feed::Feed(Call& call, std::unique_ptr<agent::Observation> observation)
-    : remote_(call.remote()),
-      observation_(std::move(observation)),
-      heartbeat_at_(CallClock::now() + observation_->heartbeat_interval()) {}
+    : remote_(call.remote()), observation_(std::move(observation)) {}
 
 CallClock::time_point Feed::time() const {
   return ended_ ? Call::kNever : std::min(observation_->time(), heartbeat_at_);

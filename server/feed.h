@@ -44,7 +44,7 @@ class Feed {
   const std::unique_ptr<agent::Observation> observation_;
   // Whether the log has told that there is something; shared with it.
   const std::shared_ptr<bool> news_ = std::make_shared<bool>(true);
-  CallClock::time_point heartbeat_at_;
+  CallClock::time_point heartbeat_at_ = Call::kNever;  // not before `attached`
   bool ended_ = false;
   absl::Status status_;
 };
