@@ -65,8 +65,11 @@ class HoldTest : public AgentTest {
   // Until sends are refused because the child is held back.
   void WaitUntilHeld(const v1::Child& child) {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+    // It may not read what it is sent.
+    v1::SendMessageRequest message = Message(child, "2");
+    message.set_answer_when(v1::SEND_OUTCOME_ACCEPTED);
     for (;;) {
-      const absl::Status refused = Send(Message(child, "2")).status();
+      const absl::Status refused = Send(message).status();
       if (ipc::ReasonOf(refused) == ipc::Reason::kHeldByObserver) return;
       ASSERT_LT(std::chrono::steady_clock::now(), deadline) << refused;
     }
