@@ -140,11 +140,12 @@ class ChildProcess : private Channel::Listener {
   // kChildExited if it has ended, kInvalidArgument if there is no such signal, kNoProcess if the
   // channel was adopted without its process, kSignalNotPermitted if that runs as another user now.
   absl::Status Kill(int signal = SIGTERM);
-  // SIGKILL, and with the child all processes of its group, if Fork gave it one of its own: what it
-  // has started and what did not leave the group. The group has the child's number, which nobody
-  // else can get before the child is reaped; so nothing is sent to a group once it has ended. (A
-  // host that reaps our children itself takes the number from us. Between the look and the signal
-  // that would have to happen, and all other numbers be used once.) As Kill if it fails.
+  // SIGKILL to the child and to all processes of its group, if Fork gave it one of its own: to what
+  // it has started, but for what has left the group. Such a group has the child's number, which
+  // nobody else can get before the child is reaped; so nothing is sent to the group of a child that
+  // has ended. (Where a host reaps our children itself, that would have to happen between a look
+  // and the signal, and all other numbers be used up too, before the signal could hit another
+  // group.) Fails as Kill does.
   absl::Status KillGroup();
 
   void PauseReading();  // channel and captured output
