@@ -269,6 +269,29 @@ TEST(EventLogTogether, TheLargestYieldsFirstAndGivesItsPagesBack) {
   EXPECT_EQ(log.charged_bytes(), 0u);
 }
 
+TEST(EventLogTogether, NothingYieldsAtTheLimitAndOnePagePastItDoes) {
+  constexpr size_t kLimit = 8 * LogMemory::kPageBytes;
+  EventLog log({.agent = "test", .logs_bytes_max = kLimit});
+  const auto quiet = *log.AddChild("quiet", {}, 1 << 20, 16384);
+  const auto child = *log.AddChild("child", {}, 1 << 20, 16384);
+  AppendMessage(log, *quiet, "1");
+  const auto first_sequence = [&] {
+    ObservationPlan plan;
+    plan.children = {child};
+    plan.observation.mutable_start()->set_earliest(true);
+    Shown shown;
+    TakeAll(**log.Observe(std::move(plan)), shown);
+    return shown.events.front().sequence();
+  };
+  size_t charged_before = 0;
+  do {
+    charged_before = log.charged_bytes();
+    AppendMessage(log, *child, std::string(500, '1'));
+    ASSERT_LE(log.charged_bytes(), kLimit);
+  } while (first_sequence() == 2);
+  EXPECT_EQ(charged_before, kLimit) << "all pages were used before one was given back";
+}
+
 TEST(EventLogTogether, ManyIdleLogsCostAPageEach) {
   EventLog log({.agent = "test", .logs_bytes_max = 64 << 20});
   std::vector<std::shared_ptr<Log>> children;
