@@ -291,7 +291,11 @@ void Listener::Run() {
     auto until = Clock::time_point::max();
     if (paused_until) until = *paused_until;
     if (!refused_.empty()) until = std::min(until, refused_.front().until);
-    if (poll(waiting.data(), waiting.size(), TimeoutMs(until)) < 0) continue;  // EINTR
+    if (poll(waiting.data(), waiting.size(), TimeoutMs(until)) < 0) {
+      // But for a signal, the system has no memory for it now.
+      if (errno != EINTR) std::this_thread::sleep_for(options_.pause_ms);
+      continue;
+    }
     if (waiting[0].revents != 0) return;
 
     auto ready = waiting.begin() + 1 + static_cast<ptrdiff_t>(places_.size());
