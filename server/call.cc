@@ -11,6 +11,7 @@
 #include <algorithm>
 
 #include "ipc/error.h"
+#include "spdlog/spdlog.h"
 
 namespace deka::server {
 
@@ -199,10 +200,11 @@ void Call::End(const absl::Status& status) {
 }
 
 void Call::EndStalled() {
-  End(MakeError(Reason::kStalled,
-                fmt::format("STALLED: The client read nothing for {} ms. Resume with the last "
-                            "cursor.",
-                            thread_.options_.write_stalled_ms_max.count())));
+  const std::string message =
+      fmt::format("STALLED: The client read nothing for {} ms. Resume with the last cursor.",
+                  thread_.options_.write_stalled_ms_max.count());
+  spdlog::info("A call of {} was ended. {}", service_.by_index_[method_]->path, message);
+  End(MakeError(Reason::kStalled, message));
 }
 
 absl::Status Call::Received(google::protobuf::Message& request) {

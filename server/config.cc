@@ -279,6 +279,7 @@ absl::Status Config::Check() {
       {"limits.queue_messages_max", asked.queue_messages_max(), limits_.queue_messages_max},
       {"limits.ended_children_max", asked.ended_children_max(), limits_.ended_children_max},
       {"limits.connections_max", asked.connections_max(), connections_max_},
+      {"limits.write_stalled_ms_max", asked.write_stalled_ms_max(), write_stalled_ms_max_},
   };
   for (const auto& each : all) {
     if (each.asked < 0) {

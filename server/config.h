@@ -11,6 +11,7 @@
 
 #include <google/protobuf/text_format.h>
 
+#include <chrono>
 #include <cstddef>
 #include <memory>
 #include <string>
@@ -42,6 +43,9 @@ class Config {
   // Defaults, where the file says nothing. That they fit each other is for agent::Agent to say.
   const agent::Limits& limits() const { return limits_; }
   size_t connections_max() const { return connections_max_; }
+  std::chrono::milliseconds write_stalled_ms_max() const {
+    return std::chrono::milliseconds(write_stalled_ms_max_);
+  }
 
   // kConfigInvalid, which says where `field` (as `children[1].timeout`) stands: itself, or what it
   // would stand in.
@@ -59,6 +63,7 @@ class Config {
       std::make_shared<google::protobuf::TextFormat::ParseInfoTree>();
   agent::Limits limits_;
   size_t connections_max_ = 1024;
+  size_t write_stalled_ms_max_ = 10'000;
 };
 
 }  // namespace deka::server

@@ -32,6 +32,7 @@ TEST(Config, ReadsAFile) {
       child { message_bytes_max: 1000 queue_bytes_max: 100000 log_bytes_max: 200000 }
       logs_bytes_max: 300000 queues_bytes_max: 400000 children_max: 5 observers_max: 6
       log_events_max: 7 queue_messages_max: 8 ended_children_max: 9 connections_max: 10
+      write_stalled_ms_max: 11
     }
   )",
                                     "a.textproto");
@@ -52,6 +53,7 @@ TEST(Config, ReadsAFile) {
   EXPECT_EQ(limits.queue_messages_max, 8u);
   EXPECT_EQ(limits.ended_children_max, 9u);
   EXPECT_EQ(config->connections_max(), 10u);
+  EXPECT_EQ(config->write_stalled_ms_max().count(), 11);
 }
 
 TEST(Config, KeepsTheDefaultsThatAFileDoesNotChange) {
@@ -60,6 +62,7 @@ TEST(Config, KeepsTheDefaultsThatAFileDoesNotChange) {
   EXPECT_EQ(config->limits().children_max, 3u);
   EXPECT_EQ(config->limits().message_bytes_max, agent::Limits().message_bytes_max);
   EXPECT_EQ(config->connections_max(), Config().connections_max());
+  EXPECT_EQ(config->write_stalled_ms_max(), Config().write_stalled_ms_max());
 }
 
 TEST(Config, NamesAFieldThatIsNotKnown) {

@@ -136,7 +136,9 @@ class AgentProcess {
     if (!agent.ok()) return InConfig(agent.status());
     agent_ = *std::move(agent);
     absl::StatusOr<std::unique_ptr<Server>> server =
-        Server::Open(*agent_, {.listen = listen_, .connections_max = connections_max});
+        Server::Open(*agent_, {.listen = listen_,
+                               .connections_max = connections_max,
+                               .write_stalled_ms_max = config_.write_stalled_ms_max()});
     if (!server.ok()) return server.status();
     server_ = *std::move(server);
     if (!lowered.empty()) {
