@@ -77,7 +77,7 @@ class Scanner {
   char ClosingBracket() const { return in_object_ ? '}' : ']'; }
 
   // A value has ended at `p`.
-  const char* EndValue(const char* p) {
+  [[gnu::always_inline]] const char* EndValue(const char* p) {
     if (member_ != nullptr && depth_ == 1) {
       member_->value = {member_begin_, static_cast<size_t>(p - member_begin_)};
       member_ = nullptr;
@@ -89,7 +89,7 @@ class Scanner {
 
   // What kind each open container is, is kept in bits, the innermost lowest: 64 of them in `open_`,
   // the others in `outer_`.
-  const char* Open(const char* p) {
+  [[gnu::always_inline]] const char* Open(const char* p) {
     if (depth_ == depth_max_) return Fail(p, "arrays and objects are nested deeper than the limit");
     if (depth_ % 64 == 0 && depth_ > 0) outer_.push_back(open_);
     ++depth_;
@@ -98,7 +98,7 @@ class Scanner {
     return p + 1;
   }
 
-  void Close() {
+  [[gnu::always_inline]] void Close() {
     --depth_;
     open_ >>= 1;
     if (depth_ % 64 == 0 && depth_ > 0) {
@@ -109,7 +109,7 @@ class Scanner {
   }
 
   // A key and its colon, up to the value.
-  const char* Key(const char* p) {
+  [[gnu::always_inline]] const char* Key(const char* p) {
     if (*p != '"') return Fail(p, "a key in double quotes is expected");
     const char* key = p;
     p = String(p);
@@ -145,7 +145,7 @@ class Scanner {
     return DecodeJsonString(key_in_quotes, buffer) == key;
   }
 
-  const char* Scalar(const char* p) {
+  [[gnu::always_inline]] const char* Scalar(const char* p) {
     switch (*p) {
       case '"':
         return String(p);
@@ -174,7 +174,11 @@ class Scanner {
     }
   }
 
-  const char* Literal(const char* p, std::string_view word) {
+  [[gnu::always_inline]] const char* Literal(const char* p, std::string_view word) {
+    if (static_cast<size_t>(end_ - p) >= word.size() &&
+        std::memcmp(p, word.data(), word.size()) == 0) {
+      return p + word.size();
+    }
     for (size_t i = 0; i < word.size(); ++i) {
       if (p + i == end_) return Fail(end_, "the text ends in the middle of a value");
       if (p[i] != word[i]) return Fail(p, "no value begins like this");
@@ -182,7 +186,7 @@ class Scanner {
     return p + word.size();
   }
 
-  const char* Number(const char* p) {
+  [[gnu::always_inline]] const char* Number(const char* p) {
     if (*p == '-') ++p;
     if (p < end_ && *p == '0') {
       ++p;
@@ -203,7 +207,7 @@ class Scanner {
     return p;
   }
 
-  const char* Digits(const char* p) {
+  [[gnu::always_inline]] const char* Digits(const char* p) {
     if (p == end_) return Fail(p, "the text ends in the middle of a number");
     if (!IsDigit(*p)) return Fail(p, "a digit is expected in a number");
     do {
@@ -212,12 +216,12 @@ class Scanner {
     return p;
   }
 
-  const char* String(const char* p) {
+  [[gnu::always_inline]] const char* String(const char* p) {
     ++p;
     for (;;) {
-      p = SkipPlain(p, end_, high_bits_);
+      p = SkipPlain(begin_, p, end_, high_bits_);
+      if (p != end_ && *p == '"') return p + 1;
       if (p == end_) return Fail(p, "a string is not closed");
-      if (*p == '"') return p + 1;
       if (*p == '\0') return Fail(p, "a NUL byte stands in a string");
       if (*p != '\\') return Fail(p, "a control character stands in a string without an escape");
       p = Escape(p);

@@ -97,7 +97,7 @@ class Reader {
   void SkipString() {
     ++p_;
     for (unsigned high_bits = 0;;) {
-      p_ = SkipPlain(p_, end_, high_bits);
+      p_ = SkipPlain(p_, p_, end_, high_bits);
       if (p_ == end_) return;
       if (*p_ == '"') break;
       p_ += std::min<ptrdiff_t>(*p_ == '\\' ? 2 : 1, end_ - p_);

@@ -49,17 +49,26 @@ inline const char* SkipJsonSpace(const char* p, const char* end) {
 }
 
 // Inside a string: up to a quote, a backslash or a control character. Sets bits of `high_bits` if
-// there was anything but ASCII; they may be those of text behind it.
-inline const char* SkipPlain(const char* p, const char* end, unsigned& high_bits) {
+// there was anything but ASCII; they may be those of text around it. The text may be read from
+// `begin` on, so that its last few bytes are looked at together with some before them.
+inline const char* SkipPlain(const char* begin, const char* p, const char* end,
+                             unsigned& high_bits) {
 #if defined(__SSE2__)
-  for (; end - p >= 16; p += 16) {
-    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  // A bit for each of 16 bytes that ends it.
+  const auto ends_at = [&high_bits](const char* place) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(place));
     const auto is = [bytes](char c) { return _mm_cmpeq_epi8(bytes, _mm_set1_epi8(c)); };
     const __m128i control = _mm_cmpeq_epi8(_mm_min_epu8(bytes, _mm_set1_epi8(0x1f)), bytes);
     const __m128i ends = _mm_or_si128(_mm_or_si128(is('"'), is('\\')), control);
     high_bits |= static_cast<unsigned>(_mm_movemask_epi8(bytes));
-    const unsigned mask = static_cast<unsigned>(_mm_movemask_epi8(ends));
-    if (mask != 0) return p + std::countr_zero(mask);
+    return static_cast<unsigned>(_mm_movemask_epi8(ends));
+  };
+  for (; end - p >= 16; p += 16) {
+    if (const unsigned mask = ends_at(p); mask != 0) return p + std::countr_zero(mask);
+  }
+  if (end - begin >= 16 && p < end) {
+    const unsigned mask = ends_at(end - 16) >> (16 - (end - p));
+    return mask != 0 ? p + std::countr_zero(mask) : end;
   }
 #endif
   for (; p < end; ++p) {
