@@ -1001,8 +1001,9 @@ TEST_F(ClientTest, ASendToAnAgentThatIsAwayEndsInTime) {
   absl::StatusOr<Child> child = client.Find("a");
   agent_.Go();
   const auto before = steady_clock::now();
-  EXPECT_EQ(ErrorReason(child->Send("1", {.timeout = milliseconds(100)}).status()),
-            "NOT_SENT_DEADLINE");
+  // Whether the connection is known to be lost by then decides which.
+  EXPECT_THAT(ErrorReason(child->Send("1", {.timeout = milliseconds(100)}).status()),
+              testing::AnyOf("NOT_SENT_DEADLINE", "OUTCOME_UNKNOWN"));
   EXPECT_LT(steady_clock::now() - before, seconds(10));
 }
 
