@@ -379,12 +379,13 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Fork(EventLoop& loop
   }
   child->forked_ = true;
   child->leads_group_ = options.detached || options.own_process_group;
+  // Nothing is read before OnSpawn.
   child->spawn_told_ = false;
+  if (child->channel_ != nullptr) child->channel_->PauseReading();
   child->turn_.Schedule();
   if (options.timeout.count() > 0) {
-    child->timeout_.Start(
-        options.timeout, [child = child.get()] { (void)child->Kill(child->kill_signal_); },
-        /*referenced=*/false);
+    child->timeout_.Start(options.timeout,
+                          [child = child.get()] { (void)child->Kill(child->kill_signal_); });
   }
   LogVerbose(fmt::format("child {} started: {}; dialect {}: {}", started.pid, options.program,
                          options.ipc ? DialectName(child->dialect_) : "none, no channel",
@@ -460,7 +461,6 @@ absl::Status ChildProcess::CaptureOutput(int number, size_t line_bytes_max, Desc
   if (output.watch->error() != 0) {
     return NoDescriptor("a watch of the child's output", output.watch->error());
   }
-  output.watch->Want(Watch::kReadable);
   return absl::OkStatus();
 }
 
@@ -585,6 +585,7 @@ void ChildProcess::OnTurnEnd() {
   if (!spawn_told_) {
     spawn_told_ = true;
     if (!tell_([this] { listener_.OnSpawn(); })) return;
+    if (channel_ != nullptr && !paused_) channel_->ResumeReading();
   }
   for (const std::unique_ptr<Output>& output : outputs_) {
     if (!TellOutput(*output)) return;

@@ -46,6 +46,34 @@ TEST_F(ChildProcessTest, EventsComeInNodesOrder) {
   EXPECT_FALSE(child_->connected());
 }
 
+TEST_F(ChildProcessTest, SpawnIsToldFirstHoweverFastTheChild) {
+  enum class Reading { kUntouched, kPaused, kResumed };
+  for (const Reading reading : {Reading::kUntouched, Reading::kPaused, Reading::kResumed}) {
+    heard_ = Recorder();
+    bool forked = false;
+    // What is forked at the end of a turn hears of it one turn later, after a look at descriptors.
+    loop_.AtTurnEnd([&] {
+      ForkOptions options = Shell(Say("1") + "echo out; exit 0");
+      options.stdout_mode = Stdio::kPipe;
+      Fork(std::move(options));
+      if (reading != Reading::kUntouched) child_->PauseReading();
+      if (reading == Reading::kResumed) child_->ResumeReading();
+      siginfo_t ended = {};
+      ASSERT_EQ(waitid(P_PID, static_cast<id_t>(child_->pid()), &ended, WEXITED | WNOWAIT), 0);
+      forked = true;
+    });
+    ASSERT_TRUE(Until([&] { return forked; }));
+    if (reading == Reading::kPaused) {
+      RunFor(loop_, milliseconds(5));
+      EXPECT_EQ(heard_.order, "S");
+      child_->ResumeReading();
+    }
+    ASSERT_TRUE(UntilHeard('C'));
+    EXPECT_EQ(heard_.order.front(), 'S') << heard_.order;
+    EXPECT_TRUE(heard_.Has('m') && heard_.Has('o')) << heard_.order;
+  }
+}
+
 TEST_F(ChildProcessTest, WithoutAChannelThereIsNoneAndNoTraceOfOne) {
   ForkOptions options = Shell("test -z \"$NODE_CHANNEL_FD$DEKA_IPC_FD\" && ! (: >&3) 2>/dev/null");
   options.ipc = false;
