@@ -46,7 +46,7 @@ absl::StatusOr<v1::Event> Child::Call(std::string_view json, CallOptions options
   observed.mutable_where()->Assign(options.where.begin(), options.where.end());
   Reply reply;
   const absl::StatusOr<Observation> observation =
-      Client(connection_).Observe(std::move(request), reply.Observer(), deadline);
+      Client(connection_).Observe(std::move(request), reply.Observer(deadline), deadline);
   if (absl::IsDeadlineExceeded(observation.status())) {
     return ClientError(absl::StatusCode::kDeadlineExceeded, "NOT_SENT_DEADLINE",
                        fmt::format("the agent did not answer within {} ms; nothing was sent",

@@ -40,11 +40,11 @@ absl::Status MayHaveReplied(const absl::Status& cause) {
 
 }  // namespace
 
-deka::Observer Reply::Observer() {
+deka::Observer Reply::Observer(Clock::time_point deadline) {
   deka::Observer observer;
-  observer.on_event = [this](const v1::Event& event) {
+  observer.on_event = [this, deadline](const v1::Event& event) {
     ipc::MutexLock lock(mutex_);
-    if (!IsBehind(event.sequence())) {
+    if (!IsBehind(event.sequence(), deadline)) {
       return;
     }
     if (event.has_from_child() && !event.from_child().internal()) {
@@ -53,9 +53,9 @@ deka::Observer Reply::Observer() {
       Set(ChannelClosed(event.disconnected()));
     }
   };
-  observer.on_gap = [this](const v1::Gap& gap) {
+  observer.on_gap = [this, deadline](const v1::Gap& gap) {
     ipc::MutexLock lock(mutex_);
-    if (IsBehind(gap.to_sequence()) || (gap.inexact() && sent_.has_value())) {
+    if (IsBehind(gap.to_sequence(), deadline) || (gap.inexact() && sent_.has_value())) {
       Set(MayHaveReplied(absl::DataLossError("events of the child are no longer in the log")));
     }
   };
@@ -86,9 +86,8 @@ std::optional<absl::StatusOr<v1::Event>> Reply::Await(Clock::time_point deadline
   return result_;
 }
 
-bool Reply::IsBehind(int64_t sequence) {
-  while (!sent_.has_value() && !abandoned_) {
-    changed_.Wait(mutex_);
+bool Reply::IsBehind(int64_t sequence, Clock::time_point deadline) {
+  while (!sent_.has_value() && !abandoned_ && changed_.WaitUntil(mutex_, deadline)) {
   }
   return sent_.has_value() && sequence > *sent_;
 }

@@ -5,7 +5,8 @@
 //
 // A child's message is a reply only if it comes after the one that was sent. Where that stands is
 // known when the send is answered, and a reply may be told before. So the observer's callbacks
-// stand still until then: nothing is kept here, what comes meanwhile waits in the agent.
+// stand still until then, or until nobody waits any more: nothing is kept here, what comes
+// meanwhile waits in the agent.
 //
 // Thread: any.
 #ifndef SDK_CPP_REPLY_H_
@@ -33,8 +34,9 @@ class Reply {
   Reply(const Reply&) = delete;
   Reply& operator=(const Reply&) = delete;
 
-  // For an observation of the child's messages and its `disconnected`. This outlives it.
-  deka::Observer Observer();
+  // For an observation of the child's messages and its `disconnected`. This outlives it. No
+  // callback stands still beyond `deadline`.
+  deka::Observer Observer(Clock::time_point deadline);
 
   // The message is the event of this sequence.
   void Sent(int64_t sequence);
@@ -48,7 +50,7 @@ class Reply {
 
  private:
   // Waits until it is known; true if `sequence` is behind the message.
-  bool IsBehind(int64_t sequence) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool IsBehind(int64_t sequence, Clock::time_point deadline) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The first counts.
   void Set(absl::StatusOr<v1::Event> result) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 

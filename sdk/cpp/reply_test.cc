@@ -52,7 +52,7 @@ class ReplyTest : public testing::Test {
   }
 
   Reply reply_;
-  const Observer observer_ = reply_.Observer();
+  const Observer observer_ = reply_.Observer(Clock::time_point::max());
 };
 
 TEST_F(ReplyTest, IsTheFirstBehindTheMessage) {
@@ -98,7 +98,7 @@ TEST_F(ReplyTest, ThereIsNoneOnceTheChannelHasEnded) {
   for (const auto& [by, says] : cases) {
     Reply reply;
     reply.Sent(7);
-    reply.Observer().on_event(Disconnected(8, by));
+    reply.Observer(Clock::time_point::max()).on_event(Disconnected(8, by));
     const auto result = reply.Await(Clock::now());
     ASSERT_TRUE(result.has_value());
     EXPECT_EQ(result->status().code(), absl::StatusCode::kFailedPrecondition);
@@ -142,6 +142,13 @@ TEST_F(ReplyTest, ComesNotAfterTheDeadline) {
   reply_.Sent(7);
   EXPECT_FALSE(reply_.Await(Clock::now()).has_value());
   EXPECT_FALSE(reply_.Await(Clock::now() - seconds(1)).has_value());
+}
+
+TEST_F(ReplyTest, NobodyStandsStillBeyondTheDeadline) {
+  const Observer observer = reply_.Observer(Clock::now() - seconds(1));
+  observer.on_event(Message(8, "8"));
+  observer.on_gap(Gap(9));
+  EXPECT_EQ(Now(), "");
 }
 
 TEST_F(ReplyTest, WhoIsNotWaitedForGoesOn) {
