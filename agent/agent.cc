@@ -95,14 +95,6 @@ struct PagePlace {
   }
 };
 
-bool HasLabels(const std::map<std::string, std::string>& labels,
-               const std::map<std::string, std::string>& wanted) {
-  return std::all_of(wanted.begin(), wanted.end(), [&](const auto& label) {
-    const auto found = labels.find(label.first);
-    return found != labels.end() && found->second == label.second;
-  });
-}
-
 template <typename T>
 std::map<std::string, T> ToMap(const google::protobuf::Map<std::string, T>& map) {
   return {map.begin(), map.end()};
@@ -174,7 +166,7 @@ class Agent::Impl : public std::enable_shared_from_this<Agent::Impl> {
   struct Selection {
     bool all = false;  // no name was given, or `-`
     absl::flat_hash_set<const RecordedChild*> named = {};
-    std::map<std::string, std::string> labels = {};
+    Labels labels = {};
     uint32_t states = ~0u;  // a bit for each v1::Child::State
 
     bool Has(const RecordedChild& child) const {
@@ -539,17 +531,16 @@ absl::StatusOr<std::unique_ptr<Observation>> Agent::Impl::Observe(
   }
   const absl::StatusOr<Selection> selection = Select(request.filter());
   if (!selection.ok()) return selection.status();
-  if (absl::Status status = ValidateObservation(request.observation(), !selection->all);
-      !status.ok()) {
-    return status;
-  }
+  absl::StatusOr<ObservationSpec> spec =
+      ObservationSpec::Parse(request.observation(), !selection->all);
+  if (!spec.ok()) return spec.status();
   ObservationPlan plan;
   if (!selection->all) plan.children.emplace();
   plan.labels = selection->labels;
-  plan.observation = request.observation();
+  plan.spec = *std::move(spec);
 
   // With the snapshot, in pieces.
-  const size_t piece_bytes_max = SnapshotBytesMax(request.observation());
+  const size_t piece_bytes_max = plan.spec.batch_bytes_max();
   v1::ObserveResponse piece;
   size_t piece_bytes = 0;
   const auto give_piece = [&] {

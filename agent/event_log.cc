@@ -42,8 +42,7 @@ EventLog::EventLog(Options options) : options_(std::move(options)), epoch_(NowUs
 
 EventLog::~EventLog() = default;
 
-absl::StatusOr<std::shared_ptr<Log>> EventLog::AddChild(std::string child,
-                                                        std::map<std::string, std::string> labels,
+absl::StatusOr<std::shared_ptr<Log>> EventLog::AddChild(std::string child, Labels labels,
                                                         size_t bytes_max, size_t events_max) {
   absl::StatusOr<LogMemory> memory = LogMemory::Create(bytes_max);
   if (!memory.ok()) return memory.status();

@@ -18,6 +18,7 @@
 #ifndef AGENT_EVENT_LOG_H_
 #define AGENT_EVENT_LOG_H_
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
@@ -42,6 +43,7 @@
 #include "agent/event_encoding.h"
 #include "agent/log_memory.h"
 #include "agent/observation.h"
+#include "agent/observation_spec.h"
 #include "agent/record_ring.h"
 #include "deka/bridge/v1/bridge_service.pb.h"
 #include "ipc/mutex.h"
@@ -50,12 +52,24 @@ namespace deka::agent {
 
 class LogObservation;
 
+using Labels = std::map<std::string, std::string>;
+
+// True if each of `wanted` is there, with its value.
+inline bool HasLabels(const Labels& labels, const Labels& wanted) {
+  return std::includes(labels.begin(), labels.end(), wanted.begin(), wanted.end());
+}
+
+// The bit of a record's event in ObservationSpec::filter_bits.
+inline uint32_t FilterBit(const Record& record) {
+  return ObservationSpec::FilterBit(record.kind, static_cast<v1::Direction>(record.direction));
+}
+
 // The log of one child. Made by EventLog::AddChild; shared by the child and the observers that
 // still have to hear that it was forgotten.
 class Log {
  public:
   const std::string& child() const { return child_; }
-  const std::map<std::string, std::string>& labels() const { return labels_; }
+  const Labels& labels() const { return labels_; }
 
   // Of the newest event committed, 0 if there is none. Writer's thread.
   int64_t newest_sequence() const ABSL_NO_THREAD_SAFETY_ANALYSIS {
@@ -69,8 +83,7 @@ class Log {
   friend class EventLog;
   friend class LogObservation;
 
-  Log(std::string child, std::map<std::string, std::string> labels, LogMemory memory,
-      uint64_t bytes_max, uint64_t events_max)
+  Log(std::string child, Labels labels, LogMemory memory, uint64_t bytes_max, uint64_t events_max)
       : child_(std::move(child)),
         labels_(std::move(labels)),
         bytes_max_(bytes_max),
@@ -79,7 +92,7 @@ class Log {
         ring_(memory_->data(), memory_->size()) {}
 
   const std::string child_;
-  const std::map<std::string, std::string> labels_;
+  const Labels labels_;
   const uint64_t bytes_max_;
   const uint64_t events_max_;
 
@@ -130,18 +143,11 @@ struct ObservationPlan {
   // Those that were named; unset: all, later ones included.
   std::optional<std::vector<std::shared_ptr<Log>>> children;
   // That a child must have, with these values.
-  std::map<std::string, std::string> labels;
-  // As ValidateObservation found it good.
-  v1::Observation observation;
+  Labels labels;
+  ObservationSpec spec;
   // Encoded ObserveResponses: the children as they are.
   std::vector<std::string> snapshot;
 };
-
-// INVALID_ARGUMENT names the field that is malformed.
-absl::Status ValidateObservation(const v1::Observation& observation, bool children_named);
-
-// The most bytes that a snapshot piece of this observation may have.
-size_t SnapshotBytesMax(const v1::Observation& observation);
 
 class EventLog {
  public:
@@ -164,9 +170,8 @@ class EventLog {
   // --- Writing. ---
 
   // A log of its own for a new child. kChildrenLimit if the system has no memory for it.
-  absl::StatusOr<std::shared_ptr<Log>> AddChild(std::string child,
-                                                std::map<std::string, std::string> labels,
-                                                size_t bytes_max, size_t events_max);
+  absl::StatusOr<std::shared_ptr<Log>> AddChild(std::string child, Labels labels, size_t bytes_max,
+                                                size_t events_max);
 
   struct Draft {
     int kind_field = 0;          // v1::Event::kFromChild...

@@ -37,10 +37,11 @@ class EventLogTest : public ::testing::Test {
   }
 
   Shown From(void (*fill)(v1::Observation&)) {
-    ObservationPlan plan;
-    fill(plan.observation);
+    Asked asked;
+    fill(asked.observation);
     Shown shown;
-    absl::StatusOr<std::unique_ptr<Observation>> observation = log_.Observe(std::move(plan));
+    absl::StatusOr<std::unique_ptr<Observation>> observation =
+        agent::Observe(log_, std::move(asked));
     EXPECT_TRUE(observation.ok()) << observation.status();
     EXPECT_EQ(TakeAll(**observation, shown), Observation::Next::kWait);
     return shown;
@@ -163,11 +164,11 @@ TEST_F(EventLogTest, RecordsOfAllSizesSurviveTheEndOfTheMemory) {
       AppendMessage(log_, *child, written.back());
       ASSERT_EQ(child->newest_child_sequence(), static_cast<int64_t>(i + 1));
       if (i % 7 != 0 && i < 2900) continue;
-      ObservationPlan plan;
-      plan.children = {child};
-      plan.observation.mutable_start()->set_earliest(true);
+      Asked asked;
+      asked.children = {child};
+      asked.observation.mutable_start()->set_earliest(true);
       Shown shown;
-      auto observation = log_.Observe(std::move(plan));
+      auto observation = agent::Observe(log_, std::move(asked));
       ASSERT_TRUE(observation.ok());
       ASSERT_EQ(TakeAll(**observation, shown), Observation::Next::kWait);
       ASSERT_FALSE(shown.events.empty());
@@ -222,9 +223,9 @@ size_t ResidentKib() {
 TEST_F(EventLogTest, AnObservationThatStopsShowsWhatHasHappened) {
   const auto child = AddChild("aaaaaaaaaa");
   AppendMessage(log_, *child, "1");
-  ObservationPlan plan;
-  plan.observation.mutable_start()->set_earliest(true);
-  const auto observation = log_.Observe(std::move(plan));
+  Asked asked;
+  asked.observation.mutable_start()->set_earliest(true);
+  const auto observation = agent::Observe(log_, std::move(asked));
   ASSERT_TRUE(observation.ok()) << observation.status();
   AppendMessage(log_, *child, "2");
   (*observation)->End(v1::Fin::REASON_AGENT_STOPPING);
@@ -255,10 +256,10 @@ TEST(EventLogTogether, TheLargestYieldsFirstAndGivesItsPagesBack) {
   EXPECT_LT(ResidentKib() - resident_before, 12u << 10);
 
   std::vector<int> events(20);
-  ObservationPlan plan;
-  plan.observation.mutable_start()->set_earliest(true);
+  Asked asked;
+  asked.observation.mutable_start()->set_earliest(true);
   Shown shown;
-  auto observation = log.Observe(std::move(plan));
+  auto observation = agent::Observe(log, std::move(asked));
   ASSERT_EQ(TakeAll(**observation, shown), Observation::Next::kWait);
   for (const v1::Event& event : shown.events) events[std::stoi(event.child().substr(5))] += 1;
   EXPECT_EQ(events[0], 10);  // the smallest gave nothing
@@ -276,11 +277,11 @@ TEST(EventLogTogether, NothingYieldsAtTheLimitAndOnePagePastItDoes) {
   const auto child = *log.AddChild("child", {}, 1 << 20, 16384);
   AppendMessage(log, *quiet, "1");
   const auto first_sequence = [&] {
-    ObservationPlan plan;
-    plan.children = {child};
-    plan.observation.mutable_start()->set_earliest(true);
+    Asked asked;
+    asked.children = {child};
+    asked.observation.mutable_start()->set_earliest(true);
     Shown shown;
-    TakeAll(**log.Observe(std::move(plan)), shown);
+    TakeAll(**agent::Observe(log, std::move(asked)), shown);
     return shown.events.front().sequence();
   };
   size_t charged_before = 0;
@@ -300,10 +301,10 @@ TEST(EventLogTogether, ManyIdleLogsCostAPageEach) {
     AppendMessage(log, *children.back(), "1");
   }
   EXPECT_EQ(log.charged_bytes(), 5000u * LogMemory::kPageBytes);
-  ObservationPlan plan;
-  plan.observation.mutable_start()->set_earliest(true);
+  Asked asked;
+  asked.observation.mutable_start()->set_earliest(true);
   Shown shown;
-  auto observation = log.Observe(std::move(plan));
+  auto observation = agent::Observe(log, std::move(asked));
   TakeAll(**observation, shown);
   EXPECT_EQ(shown.events.size(), 5000u);
   EXPECT_EQ(shown.gaps.size(), 0u);
@@ -319,10 +320,10 @@ TEST(EventLogTogether, LogsOfOneSizeGiveInTurn) {
   for (int k = 0; k < 400; ++k) {
     for (const auto& child : children) AppendMessage(log, *child, json);
   }
-  ObservationPlan plan;
-  plan.observation.mutable_start()->set_earliest(true);
+  Asked asked;
+  asked.observation.mutable_start()->set_earliest(true);
   Shown shown;
-  auto observation = log.Observe(std::move(plan));
+  auto observation = agent::Observe(log, std::move(asked));
   TakeAll(**observation, shown);
   std::vector<int> events(64);
   for (const v1::Event& event : shown.events) events[std::stoi(event.child())] += 1;

@@ -12,12 +12,6 @@
 namespace deka::agent {
 namespace {
 
-// What an answer of Attach puts around a response, with room to spare.
-constexpr size_t kEnvelopeBytes = 64;
-constexpr size_t kResponseBytesDefault = 4 << 20;
-constexpr size_t kResponseBytesMin = 64 << 10;
-// No event is larger: a bound beyond it means the same.
-constexpr size_t kResponseBytesMax = 128 << 20;
 // The longest that the writer waits for a reader: copied, or walked over, under a log's lock.
 constexpr size_t kCopyBytesMax = EventBlock::kBytesMax;
 constexpr int kWalkRecordsMax = 512;
@@ -30,61 +24,8 @@ constexpr size_t kWorkMax = 16384;
 constexpr size_t kWorkBytesCopied = 256;
 constexpr size_t kWorkBytesMatched = 32;
 constexpr size_t kForgottenMax = 1024;
-constexpr int kWhereMax = 16;
-constexpr std::chrono::milliseconds kHoldDefault{5000};
-constexpr std::chrono::milliseconds kHoldCeiling{8000};
 // Up to here it costs less to look at each place than to walk the list of logs with news.
 constexpr size_t kPlacesLookedAt = 16;
-
-absl::Status InvalidField(std::string_view field, std::string_view what) {
-  return ipc::MakeError(ipc::Reason::kInvalidArgument, fmt::format("`{}` {}", field, what),
-                        {{"field", std::string(field)}});
-}
-
-// Unset if it is out of range or not normalised.
-std::optional<std::chrono::milliseconds> ToMilliseconds(
-    const google::protobuf::Duration& duration) {
-  constexpr int64_t kSecondsMax = 315'576'000'000;
-  const int64_t seconds = duration.seconds();
-  const int32_t nanos = duration.nanos();
-  if (seconds < -kSecondsMax || seconds > kSecondsMax) return std::nullopt;
-  if (nanos <= -1'000'000'000 || nanos >= 1'000'000'000) return std::nullopt;
-  if ((seconds < 0 && nanos > 0) || (seconds > 0 && nanos < 0)) return std::nullopt;
-  return std::chrono::milliseconds(seconds * 1000 + nanos / 1'000'000);
-}
-
-// Rounded up: an event is older than a time or not. Unset if it is no time.
-std::optional<int64_t> ToMicroseconds(const google::protobuf::Timestamp& time) {
-  constexpr int64_t kSecondsMin = -62'135'596'800, kSecondsMax = 253'402'300'799;
-  if (time.seconds() < kSecondsMin || time.seconds() > kSecondsMax) return std::nullopt;
-  if (time.nanos() < 0 || time.nanos() > 999'999'999) return std::nullopt;
-  return time.seconds() * 1'000'000 + (time.nanos() + 999) / 1000;
-}
-
-absl::StatusOr<ipc::JsonMatch> ToJsonMatch(const v1::ContentFilter& filter) {
-  return ipc::JsonMatch::Create(
-      filter.pointer(),
-      filter.has_equals() ? std::optional<std::string_view>(filter.equals()) : std::nullopt);
-}
-
-size_t ResponseBytes(const v1::Observation& observation) {
-  const int64_t asked = observation.response_bytes_max();
-  if (asked == 0) return kResponseBytesDefault - kEnvelopeBytes;
-  return std::min(static_cast<size_t>(asked), kResponseBytesMax) - kEnvelopeBytes;
-}
-
-uint32_t FilterBits(const v1::Observation& observation) {
-  uint32_t bits = 0;
-  for (const int kind : observation.kinds()) bits |= 1u << kind;
-  if (bits == 0) bits = ~0u;
-  const uint32_t from = 1u << v1::EVENT_KIND_MESSAGE;
-  const uint32_t to = 1u << 31;
-  if (!(bits & from)) return bits;
-  bits |= to;
-  if (observation.direction() == v1::DIRECTION_FROM_CHILD) bits &= ~to;
-  if (observation.direction() == v1::DIRECTION_TO_CHILD) bits &= ~from;
-  return bits;
-}
 
 // Where the record before `position` begins. There is one.
 uint64_t BeginBefore(const RecordRing& ring, uint64_t position) {
@@ -94,91 +35,6 @@ uint64_t BeginBefore(const RecordRing& ring, uint64_t position) {
 }
 
 }  // namespace
-
-absl::Status ValidateObservation(const v1::Observation& observation, bool children_named) {
-  if (observation.start().has_last() && observation.start().last() < 1) {
-    return InvalidField("observation.start.last", "must be at least 1.");
-  }
-  if (observation.start().has_after() && observation.start().after().sequence() < 0) {
-    return InvalidField("observation.start.after", "has a negative sequence.");
-  }
-  if (observation.start().has_since() && !ToMicroseconds(observation.start().since())) {
-    return InvalidField("observation.start.since",
-                        "is no time: seconds of the years 1 to 9999, and nanos of 0 to 999999999.");
-  }
-  for (const int kind : observation.kinds()) {
-    if (kind == v1::EVENT_KIND_UNSPECIFIED || !v1::EventKind_IsValid(kind)) {
-      return InvalidField("observation.kinds",
-                          fmt::format("holds {}, which is no kind of event.", kind));
-    }
-  }
-  if (!v1::Direction_IsValid(observation.direction())) {
-    return InvalidField(
-        "observation.direction",
-        fmt::format("is {}, which is no direction.", static_cast<int>(observation.direction())));
-  }
-  if (observation.events_max() < 0) {
-    return InvalidField("observation.events_max", "must not be negative; 0 means no such end.");
-  }
-  if (observation.has_duration()) {
-    const auto duration = ToMilliseconds(observation.duration());
-    if (!duration || duration->count() <= 0) {
-      return InvalidField("observation.duration",
-                          "must be a valid time of at least 1 ms; leave it out for no such end.");
-    }
-  }
-  if (observation.until_closed() && !children_named) {
-    return InvalidField("observation.until_closed", "needs children that are named in the filter.");
-  }
-  const int64_t response_bytes = observation.response_bytes_max();
-  if (response_bytes != 0 && response_bytes < static_cast<int64_t>(kResponseBytesMin)) {
-    return InvalidField("observation.response_bytes_max",
-                        fmt::format("must be 0 or at least {}.", kResponseBytesMin));
-  }
-  if (observation.has_heartbeat_interval()) {
-    const auto interval = ToMilliseconds(observation.heartbeat_interval());
-    if (!interval || interval->count() < 1000 || interval->count() > 60'000) {
-      return InvalidField("observation.heartbeat_interval", "must be 1 to 60 seconds.");
-    }
-  }
-  if (observation.where_size() > kWhereMax) {
-    return InvalidField("observation.where", fmt::format("has {} conditions, at most {} are taken.",
-                                                         observation.where_size(), kWhereMax));
-  }
-  for (int i = 0; i < observation.where_size(); ++i) {
-    if (const auto match = ToJsonMatch(observation.where(i)); !match.ok()) {
-      return InvalidField(fmt::format("observation.where[{}]", i),
-                          {match.status().message().data(), match.status().message().size()});
-    }
-  }
-  if (observation.payload_bytes_max() < 0) {
-    return InvalidField("observation.payload_bytes_max",
-                        "must not be negative; leave it out for all of each payload.");
-  }
-  if (observation.events_per_second_max() < 0) {
-    return InvalidField("observation.events_per_second_max",
-                        "must not be negative; 0 means no such limit.");
-  }
-  if (!v1::SlowPolicy_IsValid(observation.when_slow())) {
-    return InvalidField(
-        "observation.when_slow",
-        fmt::format("is {}, which is no policy.", static_cast<int>(observation.when_slow())));
-  }
-  if (observation.has_hold_max()) {
-    const auto hold = ToMilliseconds(observation.hold_max());
-    if (!hold || hold->count() < 1 || *hold > kHoldCeiling) {
-      return InvalidField("observation.hold_max", "must be 1 ms to 8 s; leave it out for 5 s.");
-    }
-    if (observation.when_slow() != v1::SLOW_POLICY_BLOCK) {
-      return InvalidField("observation.hold_max", "needs when_slow: SLOW_POLICY_BLOCK.");
-    }
-  }
-  return absl::OkStatus();
-}
-
-size_t SnapshotBytesMax(const v1::Observation& observation) {
-  return std::min(ResponseBytes(observation), Observation::kBatchBytesMax);
-}
 
 void Wakeup::Arm(absl::AnyInvocable<void()> callback) {
   ipc::MutexLock lock(mutex_);
@@ -215,35 +71,11 @@ LogObservation::LogObservation(EventLog& log, ObservationPlan plan)
     : log_(log),
       named_(plan.children.has_value()),
       labels_(std::move(plan.labels)),
-      filter_bits_(FilterBits(plan.observation)),
-      start_(plan.observation.start()),
-      fail_on_gap_(plan.observation.fail_on_gap()),
-      fail_when_slow_(plan.observation.when_slow() == v1::SLOW_POLICY_DISCONNECT),
-      events_max_(plan.observation.events_max()),
-      events_per_second_max_(plan.observation.events_per_second_max()),
-      until_closed_(plan.observation.until_closed()),
-      payload_bytes_max_(plan.observation.has_payload_bytes_max()
-                             ? static_cast<size_t>(plan.observation.payload_bytes_max())
-                             : std::numeric_limits<size_t>::max()),
-      response_bytes_max_(ResponseBytes(plan.observation)),
-      batch_bytes_max_(std::min(response_bytes_max_, kBatchBytesMax)),
-      heartbeat_interval_(std::chrono::seconds(10)),
+      spec_(std::move(plan.spec)),
+      deadline_(spec_.duration ? Clock::now() + *spec_.duration : Clock::time_point::max()),
       snapshot_(std::make_move_iterator(plan.snapshot.begin()),
                 std::make_move_iterator(plan.snapshot.end())) {
   if (plan.children) children_ = *std::move(plan.children);
-  for (const v1::ContentFilter& filter : plan.observation.where()) {
-    where_.push_back(*ToJsonMatch(filter));
-  }
-  if (plan.observation.when_slow() == v1::SLOW_POLICY_BLOCK) {
-    hold_max_ = plan.observation.has_hold_max() ? *ToMilliseconds(plan.observation.hold_max())
-                                                : kHoldDefault;
-  }
-  if (plan.observation.has_heartbeat_interval()) {
-    heartbeat_interval_ = *ToMilliseconds(plan.observation.heartbeat_interval());
-  }
-  if (plan.observation.has_duration()) {
-    deadline_ = std::chrono::steady_clock::now() + *ToMilliseconds(plan.observation.duration());
-  }
 }
 
 LogObservation::~LogObservation() {
@@ -253,7 +85,7 @@ LogObservation::~LogObservation() {
     log_.observers_.erase(this);
     std::erase(log_.observers_of_all_, this);
     for (Log* log : watched_) std::erase(log->observers_, this);
-    if (hold_max_) held.assign(log_.logs_.begin(), log_.logs_.end());
+    if (spec_.hold_max) held.assign(log_.logs_.begin(), log_.logs_.end());
   }
   wakeup_->Cancel();
   for (const std::shared_ptr<Log>& log : held) {
@@ -270,7 +102,8 @@ absl::Status LogObservation::Begin() {
   attached_.set_agent(log_.agent());
   attached_.set_epoch(log_.epoch());
   attached_.set_head(log_.head_);
-  attached_.set_response_bytes_max(static_cast<int64_t>(response_bytes_max_ + kEnvelopeBytes));
+  attached_.set_response_bytes_max(
+      static_cast<int64_t>(spec_.response_bytes_max + ObservationSpec::kEnvelopeBytes));
   int64_t first_sequence = log_.head_ + 1;
   for (const std::shared_ptr<Log>& log : log_.logs_) {
     ipc::MutexLock lock(log->mutex_);
@@ -281,22 +114,25 @@ absl::Status LogObservation::Begin() {
   attached_.set_first_sequence(first_sequence);
 
   if (!named_) children_.assign(log_.logs_.begin(), log_.logs_.end());
-  std::erase_if(children_, [&](const std::shared_ptr<Log>& log) { return !HasLabels(*log); });
+  std::erase_if(children_, [&](const std::shared_ptr<Log>& log) {
+    return !HasLabels(log->labels(), labels_);
+  });
+  const bool earliest = std::holds_alternative<ObservationSpec::Earliest>(spec_.start);
   for (const std::shared_ptr<Log>& log : children_) {
     ipc::MutexLock lock(log->mutex_);
     const RecordRing::Control& control = log->ring_.control();
     Place& place = places_[PlaceOf(log)];
-    place.position = start_.has_earliest() ? control.tail : control.head;
-    place.seen =
-        start_.has_earliest() ? control.evicted_child_sequence : control.newest_child_sequence;
-    if (hold_max_) TellReading(place);
+    place.position = earliest ? control.tail : control.head;
+    place.seen = earliest ? control.evicted_child_sequence : control.newest_child_sequence;
+    if (spec_.hold_max) TellReading(place);
   }
   // Of a start that is still to be found nothing was shown.
-  const bool from_first = start_.has_earliest() || start_.has_last() || start_.has_since();
+  const bool from_first = earliest || std::holds_alternative<ObservationSpec::Last>(spec_.start) ||
+                          std::holds_alternative<ObservationSpec::Since>(spec_.start);
   cursor_ = from_first ? first_sequence - 1 : log_.head_;
   *attached_.mutable_start() = CursorAt(cursor_);
-  if (start_.has_after()) {
-    if (absl::Status status = BeginAfter(start_.after()); !status.ok()) return status;
+  if (const auto* after = std::get_if<v1::Cursor>(&spec_.start)) {
+    if (absl::Status status = BeginAfter(*after); !status.ok()) return status;
   }
 
   log_.observers_.insert(this);
@@ -318,7 +154,7 @@ absl::Status LogObservation::BeginAfter(const v1::Cursor& cursor) {
   }
   *attached_.mutable_start() = cursor;
   if (cursor.epoch() != log_.epoch()) {
-    if (fail_on_gap_) {
+    if (spec_.fail_on_gap) {
       return ipc::MakeError(
           ipc::Reason::kCursorOtherEpoch,
           fmt::format("The cursor is of epoch {}, the log of epoch {}: the agent was started anew. "
@@ -347,7 +183,7 @@ absl::Status LogObservation::BeginAfter(const v1::Cursor& cursor) {
     missed = std::max(missed, place.log->ring_.control().evicted_sequence);
     place.search = place.log->ring_.control().newest_sequence > cursor_;
   }
-  if (missed > cursor_ && fail_on_gap_) {
+  if (missed > cursor_ && spec_.fail_on_gap) {
     return ipc::MakeError(
         ipc::Reason::kCursorExpired,
         fmt::format("Events after sequence {} are no longer in the log; after {} nothing is "
@@ -364,13 +200,6 @@ void LogObservation::AddInexactGap(v1::Gap::Reason reason, int64_t to_sequence) 
   gap.set_to_sequence(to_sequence);
   gap.set_reason(reason);
   gaps_.push_back({std::move(gap), 0});
-}
-
-bool LogObservation::HasLabels(const Log& log) const {
-  return std::all_of(labels_.begin(), labels_.end(), [&](const auto& label) {
-    const auto found = log.labels().find(label.first);
-    return found != log.labels().end() && found->second == label.second;
-  });
 }
 
 uint32_t LogObservation::PlaceOf(const std::shared_ptr<Log>& log) {
@@ -400,9 +229,9 @@ void LogObservation::Watch(const std::shared_ptr<Log>& log) {
 }
 
 void LogObservation::OnNewLog(const std::shared_ptr<Log>& log) {
-  if (named_ || !HasLabels(*log)) return;
+  if (named_ || !HasLabels(log->labels(), labels_)) return;
   if (!labels_.empty()) Watch(log);
-  if (hold_max_) {
+  if (spec_.hold_max) {
     ipc::MutexLock lock(log->mutex_);
     TellReading({.log = log});
   }
@@ -411,8 +240,9 @@ void LogObservation::OnNewLog(const std::shared_ptr<Log>& log) {
 bool LogObservation::OnCommit(Log& log, const RecordRing::Control& control, uint32_t filter_bits,
                               int64_t head_before) {
   if (!skipping_) return true;
-  const uint32_t wanted = filter_bits_ | (until_closed_ ? 1u << v1::EVENT_KIND_CLOSED : 0);
-  if ((filter_bits & wanted) || hold_max_) {
+  const uint32_t wanted =
+      spec_.filter_bits | (spec_.until_closed ? 1u << v1::EVENT_KIND_CLOSED : 0);
+  if ((filter_bits & wanted) || spec_.hold_max) {
     skipping_ = false;
     cursor_ = head_before;
     return true;
@@ -524,10 +354,10 @@ Observation::Next LogObservation::TakeNext(Response& response) {
 }
 
 bool LogObservation::FindStart() {
-  if (start_.has_last()) {
-    if (!FindLast()) return false;
-  } else if (start_.has_since()) {
-    if (!FindSince()) return false;
+  if (const auto* last = std::get_if<ObservationSpec::Last>(&spec_.start)) {
+    if (!FindLast(last->events)) return false;
+  } else if (const auto* since = std::get_if<ObservationSpec::Since>(&spec_.start)) {
+    if (!FindSince(since->time_us)) return false;
   } else {
     return true;
   }
@@ -537,9 +367,9 @@ bool LogObservation::FindStart() {
 }
 
 // Steps back from the newest event of all, wherever it is.
-bool LogObservation::FindLast() {
+bool LogObservation::FindLast(int64_t events) {
   if (find_.left == 0) {
-    find_.left = start_.last();
+    find_.left = events;
     find_.first = attached_.head() + 1;
     find_.positions.resize(places_.size());
   }
@@ -588,7 +418,8 @@ std::optional<Record> LogObservation::ReadRecord(Log& log, uint64_t begin, std::
     const RecordRing& ring = log.ring_;
     if (begin < ring.control().tail) return std::nullopt;
     record = ring.At(begin);
-    if (where_.empty() || record.kind != v1::EVENT_KIND_MESSAGE || !Matches(record)) return record;
+    if (spec_.where.empty() || record.kind != v1::EVENT_KIND_MESSAGE || !Matches(record))
+      return record;
     const char* const bytes = ring.At(begin).entry() + record.entry_bytes - record.payload_bytes;
     payload.append(bytes + payload.size(),
                    std::min(record.payload_bytes - payload.size(), kCopyBytesMax));
@@ -596,8 +427,7 @@ std::optional<Record> LogObservation::ReadRecord(Log& log, uint64_t begin, std::
   }
 }
 
-bool LogObservation::FindSince() {
-  const int64_t since_us = *ToMicroseconds(start_.since());
+bool LogObservation::FindSince(int64_t since_us) {
   if (find_.place == 0) find_.first = attached_.head() + 1;
   for (; find_.place < places_.size(); ++find_.place) {
     Place& place = places_[find_.place];
@@ -669,7 +499,7 @@ Observation::Next LogObservation::TakeEvents(Response& response) {
       cursor_ = std::max(cursor_, round_head_);
       const bool stopped = stop_at_ && cursor_ >= *stop_at_;
       if (!stopped && Collect()) continue;
-      if (until_closed_ && AllClosed()) {
+      if (spec_.until_closed && AllClosed()) {
         end_ = v1::Fin::REASON_CLOSED;
       } else if (stopped || stopping_) {
         end_ = v1::Fin::REASON_AGENT_STOPPING;
@@ -791,7 +621,7 @@ bool LogObservation::Enqueue(uint32_t place_number) {
     } else {
       place.position = std::max(place.position, control.tail);
       if (place.position != control.head) key = ring.At(ring.Settle(place.position)).sequence;
-      if (hold_max_) has_read = TellReading(place);
+      if (spec_.hold_max) has_read = TellReading(place);
     }
   }
   if (has_read) EventLog::TellRead(*place.log);
@@ -808,7 +638,7 @@ bool LogObservation::TellReading(const Place& place) {
   if (place.position < reading.position) reading.state = Log::Reading::State::kBehind;
   reading.position = place.position;
   reading.child_sequence = place.seen;
-  reading.hold_max = *hold_max_;
+  reading.hold_max = *spec_.hold_max;
   log.has_lossless_.store(true, std::memory_order_relaxed);
   return has_read;
 }
@@ -933,7 +763,7 @@ bool LogObservation::RunBlock(Place& place, const std::shared_ptr<const EventBlo
         case Allowed::kNow:
           if (!Show(block, number, batch)) return true;
           shown = true;
-          second_left_ -= events_per_second_max_ > 0;
+          second_left_ -= spec_.events_per_second_max > 0;
           break;
         case Allowed::kNot:
           LeaveOut(place, event.record);
@@ -946,7 +776,7 @@ bool LogObservation::RunBlock(Place& place, const std::shared_ptr<const EventBlo
     place.position = event.position + event.record.bytes();
     place.seen = event.record.child_sequence;
     cursor_ = event.record.sequence;
-    if (shown && ++delivered_ == events_max_) {
+    if (shown && ++delivered_ == spec_.events_max) {
       end_ = v1::Fin::REASON_EVENTS_MAX;
       return true;
     }
@@ -955,9 +785,9 @@ bool LogObservation::RunBlock(Place& place, const std::shared_ptr<const EventBlo
 }
 
 bool LogObservation::ContentMatches(const Record& record, std::string_view payload) {
-  if (where_.empty() || record.kind != v1::EVENT_KIND_MESSAGE) return true;
+  if (spec_.where.empty() || record.kind != v1::EVENT_KIND_MESSAGE) return true;
   Spend(payload.size() / kWorkBytesMatched);
-  return std::all_of(where_.begin(), where_.end(),
+  return std::all_of(spec_.where.begin(), spec_.where.end(),
                      [&](const ipc::JsonMatch& match) { return match.Matches(payload); });
 }
 
@@ -965,11 +795,11 @@ bool LogObservation::Show(const std::shared_ptr<const EventBlock>& block, size_t
                           Batch& batch) {
   const EventBlock::Event& event = block->events()[number];
   const Record& record = event.record;
-  size_t payload_bytes = std::min<size_t>(record.payload_bytes, payload_bytes_max_);
+  size_t payload_bytes = std::min<size_t>(record.payload_bytes, spec_.payload_bytes_max);
   const size_t bytes = record.entry_bytes - (record.payload_bytes - payload_bytes);
-  if (!batch.empty() && batch.bytes + bytes > batch_bytes_max_) return false;
-  if (bytes > response_bytes_max_)
-    payload_bytes -= std::min(payload_bytes, bytes - response_bytes_max_);
+  if (!batch.empty() && batch.bytes + bytes > spec_.batch_bytes_max()) return false;
+  if (bytes > spec_.response_bytes_max)
+    payload_bytes -= std::min(payload_bytes, bytes - spec_.response_bytes_max);
   if (payload_bytes == record.payload_bytes) {
     if (batch.block != block || batch.end != number) {
       batch.Flush();
@@ -998,11 +828,11 @@ bool LogObservation::Show(const std::shared_ptr<const EventBlock>& block, size_t
 }
 
 LogObservation::Allowed LogObservation::Rate() {
-  if (events_per_second_max_ == 0) return Allowed::kNow;
+  if (spec_.events_per_second_max == 0) return Allowed::kNow;
   if (now_ >= second_end_) {
     if (left_out_) return Allowed::kAfterGaps;
     second_end_ = now_ + std::chrono::seconds(1);
-    second_left_ = events_per_second_max_;
+    second_left_ = spec_.events_per_second_max;
   }
   if (second_left_ == 0) return Allowed::kNot;
   return Allowed::kNow;
@@ -1040,10 +870,10 @@ Observation::Next LogObservation::TakeGap(Response& response) {
   gaps_.pop_front();
   v1::Gap& gap = pending.gap;
   const bool rate = gap.reason() == v1::Gap::REASON_RATE;
-  if (!rate && (fail_on_gap_ || (fail_when_slow_ && pending.slow))) {
+  if (!rate && (spec_.fail_on_gap || (spec_.fail_when_slow && pending.slow))) {
     step_ = Step::kEnded;
     status_ =
-        fail_on_gap_
+        spec_.fail_on_gap
             ? ipc::MakeError(ipc::Reason::kCursorExpired,
                              fmt::format("Events after sequence {} are no longer in the log: the "
                                          "observer was too slow. Observe on without fail_on_gap, "
@@ -1073,7 +903,7 @@ Observation::Next LogObservation::TakeFin(Response& response) {
   v1::Fin& fin = *message.mutable_fin();
   *fin.mutable_cursor() = CursorAt(cursor_);
   // Who was shown everything to the last `closed` is told so, also by an agent that stops.
-  const bool closed = *end_ == v1::Fin::REASON_AGENT_STOPPING && until_closed_ &&
+  const bool closed = *end_ == v1::Fin::REASON_AGENT_STOPPING && spec_.until_closed &&
                       step_ == Step::kEvents && heap_.empty() && candidates_.empty() && AllClosed();
   fin.set_reason(closed ? v1::Fin::REASON_CLOSED : *end_);
   response.Set(message);

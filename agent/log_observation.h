@@ -37,15 +37,11 @@
 #include "agent/event_block.h"
 #include "agent/event_log.h"
 #include "agent/observation.h"
+#include "agent/observation_spec.h"
+#include "agent/record_ring.h"
 #include "agent/response.h"
-#include "ipc/json_match.h"
 
 namespace deka::agent {
-
-// The bit of a record's kind in a filter. Messages have one for each direction.
-inline uint32_t FilterBit(const Record& record) {
-  return 1u << (record.direction == v1::DIRECTION_TO_CHILD ? 31 : record.kind);
-}
 
 // A callback that is called once, and not after Cancel has returned, whatever thread calls.
 class Wakeup {
@@ -74,7 +70,7 @@ class LogObservation final : public Observation {
   absl::Status status() const override { return status_; }
   void OnReady(absl::AnyInvocable<void()> ready) override;
   void TakeHeartbeat(Response& response) override;
-  std::chrono::milliseconds heartbeat_interval() const override { return heartbeat_interval_; }
+  std::chrono::milliseconds heartbeat_interval() const override { return spec_.heartbeat_interval; }
   std::chrono::steady_clock::time_point time() const override;
   void End(v1::Fin::Reason reason) override;
   v1::Cursor cursor() const override;
@@ -142,15 +138,14 @@ class LogObservation final : public Observation {
   void Watch(const std::shared_ptr<Log>& log) ABSL_EXCLUSIVE_LOCKS_REQUIRED(log_.mutex_);
   absl::Status BeginAfter(const v1::Cursor& cursor) ABSL_EXCLUSIVE_LOCKS_REQUIRED(log_.mutex_);
   void AddInexactGap(v1::Gap::Reason reason, int64_t to_sequence);
-  bool HasLabels(const Log& log) const;
 
   // Finding the start. Each goes on where it was and is false while there is more to do.
   bool FindStart();
   // Moves all places back over the last events that match.
-  bool FindLast();
+  bool FindLast(int64_t events);
   void PushLast(uint32_t place_number);
   // Moves all places back to the first event that is not older.
-  bool FindSince();
+  bool FindSince(int64_t since_us);
   // Moves a place back to the event behind the first one for which `is_before` holds.
   template <typename IsBefore>
   bool StepBack(Place& place, IsBefore is_before);
@@ -192,7 +187,7 @@ class LogObservation final : public Observation {
   void TellLeftOut(Place& place);
   void TellAllLeftOut();
 
-  bool Matches(const Record& record) const { return filter_bits_ & FilterBit(record); }
+  bool Matches(const Record& record) const { return spec_.filter_bits & FilterBit(record); }
   bool ContentMatches(const Record& record, std::string_view payload);
   Next TakeGap(Response& response);
   Next TakeFin(Response& response);
@@ -208,22 +203,10 @@ class LogObservation final : public Observation {
   const std::shared_ptr<Wakeup> wakeup_ = std::make_shared<Wakeup>();
 
   // The plan.
-  bool named_ = false;
-  std::map<std::string, std::string> labels_;
-  uint32_t filter_bits_ = 0;
-  std::vector<ipc::JsonMatch> where_;
-  v1::ObserveStart start_;
-  bool fail_on_gap_ = false;
-  bool fail_when_slow_ = false;
-  std::optional<std::chrono::milliseconds> hold_max_;  // set: nothing may be evicted unread
-  int64_t events_max_ = 0;
-  int64_t events_per_second_max_ = 0;
-  bool until_closed_ = false;
-  size_t payload_bytes_max_ = 0;
-  size_t response_bytes_max_ = 0;
-  size_t batch_bytes_max_ = 0;
-  std::chrono::milliseconds heartbeat_interval_{};
-  Clock::time_point deadline_ = Clock::time_point::max();
+  const bool named_;
+  const Labels labels_;
+  const ObservationSpec spec_;
+  const Clock::time_point deadline_;
   std::vector<std::shared_ptr<Log>> children_;  // until Begin
   std::deque<std::string> snapshot_;
 

@@ -50,23 +50,21 @@ class LogObservationTest : public ::testing::Test {
 
   template <typename Fill>
   std::unique_ptr<Observation> Observe(Fill fill) {
-    ObservationPlan plan;
-    fill(plan);
-    auto observation = log_.Observe(std::move(plan));
+    Asked asked;
+    fill(asked);
+    auto observation = agent::Observe(log_, std::move(asked));
     EXPECT_TRUE(observation.ok()) << observation.status();
     return observation.ok() ? *std::move(observation) : nullptr;
   }
 
   std::unique_ptr<Observation> Earliest() {
-    return Observe([](ObservationPlan& plan) { StartEarliest(plan); });
+    return Observe([](Asked& asked) { StartEarliest(asked); });
   }
 
-  static void StartEarliest(ObservationPlan& plan) {
-    plan.observation.mutable_start()->set_earliest(true);
-  }
+  static void StartEarliest(Asked& asked) { asked.observation.mutable_start()->set_earliest(true); }
 
-  void StartAfter(ObservationPlan& plan, int64_t sequence) {
-    v1::Cursor& after = *plan.observation.mutable_start()->mutable_after();
+  void StartAfter(Asked& asked, int64_t sequence) {
+    v1::Cursor& after = *asked.observation.mutable_start()->mutable_after();
     after.set_agent(log_.agent());
     after.set_epoch(log_.epoch());
     after.set_sequence(sequence);
@@ -74,9 +72,9 @@ class LogObservationTest : public ::testing::Test {
 
   template <typename Fill>
   ipc::Reason Refused(Fill fill) {
-    ObservationPlan plan;
-    fill(plan);
-    const auto observation = log_.Observe(std::move(plan));
+    Asked asked;
+    fill(asked);
+    const auto observation = agent::Observe(log_, std::move(asked));
     EXPECT_FALSE(observation.ok());
     return ipc::ReasonOf(observation.status()).value_or(ipc::Reason::kInternal);
   }
@@ -104,12 +102,12 @@ TEST_F(LogObservationTest, StartsWhereItIsAsked) {
   for (int i = 1; i <= 9; ++i) Append(i % 3 == 0 ? *b : *a, i, i);
   const auto payloads = [&](auto fill) { return Show(*Observe(fill)).payloads(); };
   const auto last = [](int64_t count) {
-    return [count](ObservationPlan& plan) { plan.observation.mutable_start()->set_last(count); };
+    return [count](Asked& asked) { asked.observation.mutable_start()->set_last(count); };
   };
   const auto after = [&](int64_t sequence) {
-    return [this, sequence](ObservationPlan& plan) { StartAfter(plan, sequence); };
+    return [this, sequence](Asked& asked) { StartAfter(asked, sequence); };
   };
-  EXPECT_THAT(payloads([](ObservationPlan&) {}), IsEmpty());
+  EXPECT_THAT(payloads([](Asked&) {}), IsEmpty());
   EXPECT_EQ(payloads(StartEarliest).size(), 9u);
   EXPECT_THAT(payloads(last(1)), ElementsAre("9"));
   EXPECT_THAT(payloads(last(4)), ElementsAre("6", "7", "8", "9"));
@@ -119,14 +117,14 @@ TEST_F(LogObservationTest, StartsWhereItIsAsked) {
   EXPECT_THAT(payloads(after(7)), ElementsAre("8", "9"));
   EXPECT_THAT(payloads(after(9)), IsEmpty());
   // Of one child.
-  EXPECT_THAT(payloads([&](ObservationPlan& plan) {
-                plan.children = {b};
-                last(2)(plan);
+  EXPECT_THAT(payloads([&](Asked& asked) {
+                asked.children = {b};
+                last(2)(asked);
               }),
               ElementsAre("6", "9"));
-  EXPECT_THAT(payloads([&](ObservationPlan& plan) {
-                plan.children = {b};
-                after(4)(plan);
+  EXPECT_THAT(payloads([&](Asked& asked) {
+                asked.children = {b};
+                after(4)(asked);
               }),
               ElementsAre("6", "9"));
 }
@@ -137,9 +135,9 @@ TEST_F(LogObservationTest, TheLastAreThoseThatFitTheFilter) {
     AppendMessage(log_, *a, std::to_string(i),
                   i % 3 == 0 ? v1::DIRECTION_TO_CHILD : v1::DIRECTION_FROM_CHILD);
   }
-  const auto observation = Observe([](ObservationPlan& plan) {
-    plan.observation.mutable_start()->set_last(2);
-    plan.observation.set_direction(v1::DIRECTION_TO_CHILD);
+  const auto observation = Observe([](Asked& asked) {
+    asked.observation.mutable_start()->set_last(2);
+    asked.observation.set_direction(v1::DIRECTION_TO_CHILD);
   });
   const Shown shown = Show(*observation);
   EXPECT_THAT(shown.payloads(), ElementsAre("6", "9"));
@@ -150,13 +148,13 @@ TEST_F(LogObservationTest, AttachedTellsWhatIsThere) {
   const auto a = AddChild("a", kBig, 4);
   EXPECT_EQ(Show(*Earliest()).attached.first_sequence(), 1);
   Append(*a, 1, 6);
-  const auto observation = Observe([](ObservationPlan& plan) {
-    plan.snapshot = {"", ""};
+  const auto observation = Observe([](Asked& asked) {
+    asked.snapshot = {"", ""};
     v1::ObserveResponse piece;
     piece.mutable_snapshot()->add_children()->set_name("one");
-    plan.snapshot[0] = piece.SerializeAsString();
+    asked.snapshot[0] = piece.SerializeAsString();
     piece.mutable_snapshot()->mutable_children(0)->set_name("two");
-    plan.snapshot[1] = piece.SerializeAsString();
+    asked.snapshot[1] = piece.SerializeAsString();
   });
   Append(*a, 7, 7);
   const Shown shown = Show(*observation);
@@ -177,9 +175,9 @@ TEST_F(LogObservationTest, AGapStandsInItsPlaceAndIsExactWhateverTheFilter) {
   const auto chatty = AddChild("chatty", kBig, 4), quiet = AddChild("quiet");
   Append(*quiet, 1, 1);
   const auto all = Earliest();
-  const auto filtered = Observe([](ObservationPlan& plan) {
-    StartEarliest(plan);
-    plan.observation.set_direction(v1::DIRECTION_TO_CHILD);
+  const auto filtered = Observe([](Asked& asked) {
+    StartEarliest(asked);
+    asked.observation.set_direction(v1::DIRECTION_TO_CHILD);
   });
   Append(*chatty, 2, 3);
   Append(*quiet, 4, 4);
@@ -223,7 +221,7 @@ TEST_F(LogObservationTest, AGapWherePlacesAreResumedLeavesOutWhatACursorCannotTe
   const auto a = AddChild("a", kBig, 2), b = AddChild("b", kBig, 2);
   Append(*a, 1, 5);
   Append(*b, 6, 10);
-  const Shown shown = Show(*Observe([&](ObservationPlan& plan) { StartAfter(plan, 2); }));
+  const Shown shown = Show(*Observe([&](Asked& asked) { StartAfter(asked, 2); }));
   ASSERT_EQ(shown.gaps.size(), 2u);
   for (const v1::Gap& gap : shown.gaps) {
     EXPECT_EQ(gap.to_child_sequence(), 3);
@@ -235,7 +233,7 @@ TEST_F(LogObservationTest, AGapWherePlacesAreResumedLeavesOutWhatACursorCannotTe
   EXPECT_TRUE(shown.responses[2].has_gap() && shown.responses[3].has_gap());
   EXPECT_THAT(shown.payloads(), ElementsAre("4", "5", "9", "10"));
   // After what was missed there is none.
-  EXPECT_THAT(Show(*Observe([&](ObservationPlan& plan) { StartAfter(plan, 8); })).gaps, IsEmpty());
+  EXPECT_THAT(Show(*Observe([&](Asked& asked) { StartAfter(asked, 8); })).gaps, IsEmpty());
 }
 
 TEST_F(LogObservationTest, WhatWasNotReadOfAForgottenChildIsAGap) {
@@ -246,9 +244,9 @@ TEST_F(LogObservationTest, WhatWasNotReadOfAForgottenChildIsAGap) {
   EXPECT_EQ(Show(*read).events.size(), 2u);
   Append(*a, 3, 4);
   Append(*b, 5, 5);
-  const auto named = Observe([&](ObservationPlan& plan) {
-    plan.children = {b};
-    StartEarliest(plan);
+  const auto named = Observe([&](Asked& asked) {
+    asked.children = {b};
+    StartEarliest(asked);
   });
   log_.Forget(a);
   Shown shown = Show(*slow);
@@ -267,18 +265,18 @@ TEST_F(LogObservationTest, WhatWasNotReadOfAForgottenChildIsAGap) {
   log_.Forget(b);
   EXPECT_THAT(ShowMore(*slow).gaps, IsEmpty());
   // A cursor of before cannot tell who was there.
-  shown = Show(*Observe([&](ObservationPlan& plan) { StartAfter(plan, 2); }));
+  shown = Show(*Observe([&](Asked& asked) { StartAfter(asked, 2); }));
   ASSERT_EQ(shown.gaps.size(), 1u);
   EXPECT_TRUE(shown.gaps[0].inexact());
   EXPECT_EQ(shown.gaps[0].to_sequence(), 5);
   EXPECT_EQ(shown.gaps[0].reason(), v1::Gap::REASON_CHILD_FORGOTTEN);
-  EXPECT_THAT(Show(*Observe([&](ObservationPlan& plan) { StartAfter(plan, 5); })).gaps, IsEmpty());
+  EXPECT_THAT(Show(*Observe([&](Asked& asked) { StartAfter(asked, 5); })).gaps, IsEmpty());
 }
 
 TEST_F(LogObservationTest, TooManyForgottenChildrenAreToldTogether) {
   constexpr int kToldOneByOne = 1024;
   for (const int count : {kToldOneByOne, kToldOneByOne + 1}) {
-    const auto slow = Observe([](ObservationPlan&) {});
+    const auto slow = Observe([](Asked&) {});
     int64_t newest = 0;
     for (int i = 0; i < count; ++i) {
       const auto child = AddChild(std::to_string(i), 4096);
@@ -297,25 +295,24 @@ TEST_F(LogObservationTest, TooManyForgottenChildrenAreToldTogether) {
 TEST_F(LogObservationTest, ACursorOfAnotherLogIsToldOrRefused) {
   const auto a = AddChild("a");
   Append(*a, 1, 3);
-  const auto other_epoch = [&](ObservationPlan& plan) {
-    StartAfter(plan, 2);
-    plan.observation.mutable_start()->mutable_after()->set_epoch(log_.epoch() - 1);
+  const auto other_epoch = [&](Asked& asked) {
+    StartAfter(asked, 2);
+    asked.observation.mutable_start()->mutable_after()->set_epoch(log_.epoch() - 1);
   };
   const Shown shown = Show(*Observe(other_epoch));
   ASSERT_EQ(shown.gaps.size(), 1u);
   EXPECT_TRUE(shown.gaps[0].inexact());
   EXPECT_EQ(shown.gaps[0].reason(), v1::Gap::REASON_OTHER_EPOCH);
   EXPECT_THAT(shown.payloads(), ElementsAre("1", "2", "3"));
-  EXPECT_EQ(Refused([&](ObservationPlan& plan) {
-              other_epoch(plan);
-              plan.observation.set_fail_on_gap(true);
+  EXPECT_EQ(Refused([&](Asked& asked) {
+              other_epoch(asked);
+              asked.observation.set_fail_on_gap(true);
             }),
             ipc::Reason::kCursorOtherEpoch);
-  EXPECT_EQ(Refused([&](ObservationPlan& plan) { StartAfter(plan, 4); }),
-            ipc::Reason::kInvalidArgument);
-  EXPECT_EQ(Refused([&](ObservationPlan& plan) {
-              StartAfter(plan, 1);
-              plan.observation.mutable_start()->mutable_after()->set_agent("other");
+  EXPECT_EQ(Refused([&](Asked& asked) { StartAfter(asked, 4); }), ipc::Reason::kInvalidArgument);
+  EXPECT_EQ(Refused([&](Asked& asked) {
+              StartAfter(asked, 1);
+              asked.observation.mutable_start()->mutable_after()->set_agent("other");
             }),
             ipc::Reason::kInvalidArgument);
 }
@@ -324,14 +321,14 @@ TEST_F(LogObservationTest, FailsInsteadOfAGap) {
   const auto a = AddChild("a", kBig, 2);
   Append(*a, 1, 5);
   const auto after = [&](int64_t sequence) {
-    return [this, sequence](ObservationPlan& plan) {
-      StartAfter(plan, sequence);
-      plan.observation.set_fail_on_gap(true);
+    return [this, sequence](Asked& asked) {
+      StartAfter(asked, sequence);
+      asked.observation.set_fail_on_gap(true);
     };
   };
-  ObservationPlan plan;
-  after(2)(plan);
-  const absl::Status refused = log_.Observe(std::move(plan)).status();
+  Asked asked;
+  after(2)(asked);
+  const absl::Status refused = agent::Observe(log_, std::move(asked)).status();
   EXPECT_EQ(ipc::ReasonOf(refused), ipc::Reason::kCursorExpired);
   EXPECT_EQ(ipc::MetadataOf(refused, "first_sequence"), "3");
   // What it says holds.
@@ -347,9 +344,9 @@ TEST_F(LogObservationTest, FailsInsteadOfAGap) {
 
 TEST_F(LogObservationTest, AHeartbeatSaysHowFarItIsAndWhatWasMissed) {
   const auto a = AddChild("a", kBig, 8);
-  const auto observation = Observe([](ObservationPlan& plan) {
-    plan.observation.set_direction(v1::DIRECTION_TO_CHILD);
-    plan.observation.mutable_heartbeat_interval()->set_seconds(7);
+  const auto observation = Observe([](Asked& asked) {
+    asked.observation.set_direction(v1::DIRECTION_TO_CHILD);
+    asked.observation.mutable_heartbeat_interval()->set_seconds(7);
   });
   EXPECT_EQ(observation->heartbeat_interval(), std::chrono::seconds(7));
   const auto heartbeat = [&] {
@@ -384,10 +381,10 @@ TEST_F(LogObservationTest, AHeartbeatSaysHowFarItIsAndWhatWasMissed) {
 
 TEST_F(LogObservationTest, EndsAfterSoManyEvents) {
   const auto a = AddChild("a");
-  const auto observation = Observe([](ObservationPlan& plan) {
-    StartEarliest(plan);
-    plan.observation.set_events_max(4);
-    plan.observation.set_direction(v1::DIRECTION_FROM_CHILD);
+  const auto observation = Observe([](Asked& asked) {
+    StartEarliest(asked);
+    asked.observation.set_events_max(4);
+    asked.observation.set_direction(v1::DIRECTION_FROM_CHILD);
   });
   Append(*a, 1, 2);
   AppendMessage(log_, *a, "no", v1::DIRECTION_TO_CHILD);
@@ -406,10 +403,10 @@ TEST_F(LogObservationTest, EndsWhenAllThatWereNamedHaveClosed) {
   for (const bool filtered : {false, true}) {
     SCOPED_TRACE(filtered);
     const auto a = AddChild("a"), b = AddChild("b");
-    const auto until_closed = [&](ObservationPlan& plan) {
-      plan.children = {a, b};
-      plan.observation.set_until_closed(true);
-      if (filtered) plan.observation.add_kinds(v1::EVENT_KIND_MESSAGE);
+    const auto until_closed = [&](Asked& asked) {
+      asked.children = {a, b};
+      asked.observation.set_until_closed(true);
+      if (filtered) asked.observation.add_kinds(v1::EVENT_KIND_MESSAGE);
     };
     const auto observation = Observe(until_closed);
     Shown shown;
@@ -433,8 +430,8 @@ TEST_F(LogObservationTest, EndsWhenAllThatWereNamedHaveClosed) {
 
 TEST_F(LogObservationTest, EndsAfterItsTime) {
   const auto a = AddChild("a");
-  const auto observation = Observe(
-      [](ObservationPlan& plan) { plan.observation.mutable_duration()->set_nanos(1'000'000); });
+  const auto observation =
+      Observe([](Asked& asked) { asked.observation.mutable_duration()->set_nanos(1'000'000); });
   EXPECT_LE(observation->time(), std::chrono::steady_clock::now() + std::chrono::seconds(1));
   Append(*a, 1, 1);
   Shown shown;
@@ -451,9 +448,9 @@ TEST_F(LogObservationTest, EndsAfterItsTime) {
 TEST_F(LogObservationTest, AnAgentThatStopsEndsThemAll) {
   const auto a = AddChild("a");
   const auto all = Earliest();
-  const auto closing = Observe([&](ObservationPlan& plan) {
-    plan.children = {a};
-    plan.observation.set_until_closed(true);
+  const auto closing = Observe([&](Asked& asked) {
+    asked.children = {a};
+    asked.observation.set_until_closed(true);
   });
   const auto late = Earliest();
   Show(*all);
@@ -517,7 +514,7 @@ void MeetSize(size_t size, size_t target, Measure measure) {
 TEST_F(LogObservationTest, ABatchIsAsLargeAsItMayBe) {
   const auto a = AddChild("a");
   const auto bytes_of_all = [&](size_t bytes_of_last) {
-    const auto observation = Observe([](ObservationPlan&) {});
+    const auto observation = Observe([](Asked&) {});
     for (int i = 0; i < 4; ++i) StageMessage(log_, *a, std::string(50'000, '1'));
     StageMessage(log_, *a, std::string(bytes_of_last, '1'));
     log_.Commit();
@@ -558,7 +555,7 @@ TEST_F(LogObservationTest, AnEventBeyondTheResponseIsCutBetweenCharacters) {
   };
   const auto show = [&](PayloadField field, const std::string& payload) {
     const auto observation =
-        Observe([](ObservationPlan& plan) { plan.observation.set_response_bytes_max(kAsked); });
+        Observe([](Asked& asked) { asked.observation.set_response_bytes_max(kAsked); });
     const EncodedKind kind =
         EncodedKind::Output(v1::Output::STREAM_STDOUT, payload.size(), false, false);
     log_.Stage(*a, {.kind_field = v1::Event::kOutput,
@@ -605,9 +602,9 @@ TEST_F(LogObservationTest, AnEventBeyondTheResponseIsCutBetweenCharacters) {
 
 TEST_F(LogObservationTest, IsWokenOnceForWhatItWaitsFor) {
   const auto a = AddChild("a"), b = AddChild("b");
-  const auto observation = Observe([&](ObservationPlan& plan) {
-    plan.children = {a};
-    plan.observation.add_kinds(v1::EVENT_KIND_MESSAGE);
+  const auto observation = Observe([&](Asked& asked) {
+    asked.children = {a};
+    asked.observation.add_kinds(v1::EVENT_KIND_MESSAGE);
   });
   int woken = 0;
   const auto wait = [&] { observation->OnReady([&] { ++woken; }); };
@@ -631,8 +628,8 @@ TEST_F(LogObservationTest, IsWokenOnceForWhatItWaitsFor) {
 }
 
 TEST_F(LogObservationTest, AChildThatComesLaterWakesToo) {
-  const auto all = Observe([](ObservationPlan&) {});
-  const auto labelled = Observe([](ObservationPlan& plan) { plan.labels = {{"tier", "web"}}; });
+  const auto all = Observe([](Asked&) {});
+  const auto labelled = Observe([](Asked& asked) { asked.labels = {{"tier", "web"}}; });
   Show(*all);
   Show(*labelled);
   int all_woken = 0, labelled_woken = 0;
@@ -797,11 +794,11 @@ class History {
     const Child& child = children_.at(id);
     const int64_t none = static_cast<int64_t>(child.sequences.size()) + 1;
     if (child.forgotten) return none;
-    ObservationPlan plan;
-    plan.children = {child.log};
-    plan.observation.mutable_start()->set_earliest(true);
+    Asked asked;
+    asked.children = {child.log};
+    asked.observation.mutable_start()->set_earliest(true);
     Shown shown;
-    TakeAll(**log_.Observe(std::move(plan)), shown);
+    TakeAll(**agent::Observe(log_, std::move(asked)), shown);
     return shown.events.empty() ? none : shown.events.front().child_sequence();
   }
 
@@ -832,13 +829,13 @@ class Observer {
 
   // From where on, and what is expected to be shown from there.
   void Begin(const v1::ObserveStart& start, bool fail_on_gap, int64_t response_bytes_max) {
-    ObservationPlan plan = Plan(fail_on_gap, response_bytes_max);
-    *plan.observation.mutable_start() = start;
+    Asked asked = Request(fail_on_gap, response_bytes_max);
+    *asked.observation.mutable_start() = start;
     std::map<std::string, int64_t> kept;
     for (const auto& [id, child] : history_.children()) {
       if (Observes(id)) kept[id] = history_.FirstKept(id);
     }
-    auto observation = log_.Observe(std::move(plan));
+    auto observation = agent::Observe(log_, std::move(asked));
     if (!observation.ok()) {
       ASSERT_TRUE(fail_on_gap) << observation.status();
       ASSERT_EQ(ipc::ReasonOf(observation.status()), ipc::Reason::kCursorExpired);
@@ -880,15 +877,15 @@ class Observer {
     const v1::Cursor cursor = observation_->cursor();
     ASSERT_GE(cursor.sequence(), last_sequence_);
     ASSERT_LE(cursor.sequence(), history_.head());
-    ObservationPlan plan = Plan(false, 0);
-    *plan.observation.mutable_start()->mutable_after() = cursor;
+    Asked asked = Request(false, 0);
+    *asked.observation.mutable_start()->mutable_after() = cursor;
     // A name that is not known any more would be refused.
     for (const std::string& name : wanted_.names.value_or(std::set<std::string>())) {
       const History::Child& child = history_.children().at(name);
       if (child.forgotten) next_[name] = static_cast<int64_t>(child.sequences.size()) + 1;
     }
     observation_ = nullptr;
-    auto observation = log_.Observe(std::move(plan));
+    auto observation = agent::Observe(log_, std::move(asked));
     ASSERT_TRUE(observation.ok()) << observation.status();
     observation_ = *std::move(observation);
     shown_ = Shown();
@@ -963,21 +960,21 @@ class Observer {
   }
 
  private:
-  ObservationPlan Plan(bool fail_on_gap, int64_t response_bytes_max) const {
-    ObservationPlan plan;
+  Asked Request(bool fail_on_gap, int64_t response_bytes_max) const {
+    Asked asked;
     if (wanted_.names) {
-      plan.children.emplace();
+      asked.children.emplace();
       for (const std::string& name : *wanted_.names) {
         const History::Child& child = history_.children().at(name);
-        if (!child.forgotten) plan.children->push_back(child.log);
+        if (!child.forgotten) asked.children->push_back(child.log);
       }
     }
-    plan.labels = wanted_.labels;
-    for (const v1::EventKind kind : wanted_.kinds) plan.observation.add_kinds(kind);
-    plan.observation.set_direction(wanted_.direction);
-    plan.observation.set_fail_on_gap(fail_on_gap);
-    plan.observation.set_response_bytes_max(response_bytes_max);
-    return plan;
+    asked.labels = wanted_.labels;
+    for (const v1::EventKind kind : wanted_.kinds) asked.observation.add_kinds(kind);
+    asked.observation.set_direction(wanted_.direction);
+    asked.observation.set_fail_on_gap(fail_on_gap);
+    asked.observation.set_response_bytes_max(response_bytes_max);
+    return asked;
   }
 
   bool Observes(const std::string& id) const {
@@ -1245,10 +1242,10 @@ TEST(LogObservationThreadsTest, ReadersOnOtherThreadsWhileTheWriterFloods) {
   std::vector<Reader> readers(kReaders);
   for (int i = 0; i < kReaders; ++i) {
     Reader& reader = readers[static_cast<size_t>(i)];
-    ObservationPlan plan;
-    if (i == 1) plan.observation.set_direction(v1::DIRECTION_TO_CHILD);
-    if (i == 2) plan.children = {history.children().at("c1").log};
-    reader.observation = *log.Observe(std::move(plan));
+    Asked asked;
+    if (i == 1) asked.observation.set_direction(v1::DIRECTION_TO_CHILD);
+    if (i == 2) asked.children = {history.children().at("c1").log};
+    reader.observation = *agent::Observe(log, std::move(asked));
     reader.thread = std::thread([&reader] {
       ipc::Mutex mutex;
       ipc::CondVar changed;

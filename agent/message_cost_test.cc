@@ -46,16 +46,16 @@ TEST(MessageCostTest, AnEventIsEncodedOnceWhoeverObservesIt) {
   }
   std::vector<std::unique_ptr<Observation>> observers;
   for (int i = 0; i < kObservers; ++i) {
-    ObservationPlan plan;
-    v1::Observation& observation = plan.observation;
-    if (i % 2) plan.children = {children[static_cast<size_t>(i) % 3]};
+    Asked asked;
+    v1::Observation& observation = asked.observation;
+    if (i % 2) asked.children = {children[static_cast<size_t>(i) % 3]};
     if (i % 3 == 1) observation.set_direction(v1::DIRECTION_FROM_CHILD);
     if (i % 4 == 1) observation.add_where()->set_pointer("/even");
     if (i % 5 == 1) observation.set_payload_bytes_max(i % 2 ? 0 : 7);
     if (i % 6 == 1) observation.set_events_per_second_max(10);
     if (i % 7 == 1) observation.set_when_slow(v1::SLOW_POLICY_BLOCK);
     if (i % 8 == 1) observation.set_response_bytes_max(64 << 10);
-    observers.push_back(*log.Observe(std::move(plan)));
+    observers.push_back(*agent::Observe(log, std::move(asked)));
   }
   const uint64_t encoded_before = EncodedEntries();
   size_t shown_bytes = 0;

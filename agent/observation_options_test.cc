@@ -34,10 +34,7 @@ class ObservationOptionsTest : public ::testing::Test {
   }
 
   std::unique_ptr<Observation> Observe(const v1::Observation& observation) {
-    EXPECT_TRUE(ValidateObservation(observation, false).ok());
-    ObservationPlan plan;
-    plan.observation = observation;
-    absl::StatusOr<std::unique_ptr<Observation>> result = log_.Observe(std::move(plan));
+    auto result = agent::Observe(log_, {.observation = observation});
     EXPECT_TRUE(result.ok()) << result.status();
     return result.ok() ? *std::move(result) : nullptr;
   }
@@ -66,7 +63,7 @@ void AddWhere(v1::Observation& observation, std::string pointer,
 }
 
 std::string RefusedField(const v1::Observation& observation) {
-  const absl::Status status = ValidateObservation(observation, false);
+  const absl::Status status = ObservationSpec::Parse(observation, false).status();
   EXPECT_EQ(ipc::ReasonOf(status), ipc::Reason::kInvalidArgument) << status;
   return ipc::MetadataOf(status, "field").value_or("");
 }
@@ -149,7 +146,7 @@ TEST_F(ObservationOptionsTest, BadContentFilters) {
 
   v1::Observation many;
   for (int i = 0; i < 16; ++i) AddWhere(many, "/a");
-  EXPECT_TRUE(ValidateObservation(many, false).ok());
+  EXPECT_TRUE(ObservationSpec::Parse(many, false).ok());
   AddWhere(many, "/a");
   EXPECT_EQ(RefusedField(many), "observation.where");
 }
@@ -574,7 +571,7 @@ TEST_F(LosslessTest, EveryHoldEndsAtAStop) {
 
 TEST_F(LosslessTest, BadHolds) {
   v1::Observation observation = Lossless(std::chrono::milliseconds(8000));
-  EXPECT_TRUE(ValidateObservation(observation, false).ok());
+  EXPECT_TRUE(ObservationSpec::Parse(observation, false).ok());
   EXPECT_EQ(RefusedField(Lossless(std::chrono::milliseconds(8001))), "observation.hold_max");
   EXPECT_EQ(RefusedField(Lossless(std::chrono::milliseconds(0))), "observation.hold_max");
   observation.set_when_slow(v1::SLOW_POLICY_GAP);

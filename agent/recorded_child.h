@@ -90,7 +90,7 @@ class RecordedChild final : public Child, private ipc::ChildProcess::Listener {
   struct Description {
     std::string id;
     std::string display_name;
-    std::map<std::string, std::string> labels;
+    Labels labels;
     ChildLimits limits;
     std::string program;
     std::vector<std::string> args;
@@ -152,7 +152,7 @@ class RecordedChild final : public Child, private ipc::ChildProcess::Listener {
   }
   bool closed() const { return closed_; }
   bool has_open_channel() const { return has_channel_ && !disconnected_; }
-  const std::map<std::string, std::string>& labels() const { return description_.labels; }
+  const Labels& labels() const { return description_.labels; }
   const std::shared_ptr<Log>& log() const { return log_; }
   v1::Child ToProto() const;
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -13,6 +14,24 @@
 #include "gtest/gtest.h"
 
 namespace deka::agent {
+
+// What is asked for of a log: a plan whose observation is still the API's.
+struct Asked {
+  std::optional<std::vector<std::shared_ptr<Log>>> children = {};
+  Labels labels = {};
+  v1::Observation observation = {};
+  std::vector<std::string> snapshot = {};
+};
+
+inline absl::StatusOr<std::unique_ptr<Observation>> Observe(EventLog& log, Asked asked) {
+  absl::StatusOr<ObservationSpec> spec =
+      ObservationSpec::Parse(asked.observation, asked.children.has_value());
+  if (!spec.ok()) return spec.status();
+  return log.Observe({.children = std::move(asked.children),
+                      .labels = std::move(asked.labels),
+                      .spec = *std::move(spec),
+                      .snapshot = std::move(asked.snapshot)});
+}
 
 // What an observation has shown, in order.
 struct Shown {
