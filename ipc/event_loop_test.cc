@@ -152,10 +152,9 @@ TEST(EventLoopTest, ATaskQueuedByATurnEndTaskDoesNotStarveTheLoop) {
   bool expired = false;
   int turns = 0;
   Timer timer(loop);
-  timer.Start(milliseconds(1), [&] { expired = true; });
   std::optional<TurnTask> task;
   task.emplace(loop, [&] {
-    ++turns;
+    if (turns++ == 0) timer.Start(milliseconds(1), [&] { expired = true; });
     if (!expired) task->Schedule();
   });
   task->Schedule();
