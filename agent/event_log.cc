@@ -57,7 +57,7 @@ absl::StatusOr<std::shared_ptr<Log>> EventLog::AddChild(std::string child, Label
 }
 
 int64_t EventLog::Stage(Log& log, const Draft& draft) {
-  if (batch_.log != &log) {
+  if (batch_.log != &log || IsHalfALog(batch_)) {
     Commit();
     Open(log);
   }
@@ -104,6 +104,12 @@ int64_t EventLog::Stage(Log& log, const Draft& draft) {
   batch_.filter_bits |= FilterBit(record);
   batch_.closes |= kind == v1::EVENT_KIND_CLOSED;
   return fields.sequence;
+}
+
+bool EventLog::IsHalfALog(const Batch& batch) {
+  const Log& log = *batch.log;
+  return batch.end - log.ring_.control().head >= log.bytes_max_ / 2 ||
+         static_cast<uint64_t>(batch.events) >= log.events_max_ / 2;
 }
 
 void EventLog::Open(Log& log) {

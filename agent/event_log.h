@@ -112,8 +112,8 @@ class Log {
 
   // How far an observer that must not lose anything has read.
   struct Reading {
-    // kBehind --- the log has room for it ---> kHolds --- waited for too long ---> kLapsed
-    //                                            ^-------- the log has room for it ----+
+    // kBehind --- it is at the head, or the log has room for it ---> kHolds
+    // kHolds  --- waited for too long ---> kLapsed --- as from kBehind ---> kHolds
     enum class State { kBehind, kHolds, kLapsed };
 
     uint64_t position = 0;
@@ -181,8 +181,8 @@ class EventLog {
   };
 
   // Numbers an event and writes it behind the log's head. Returns its sequence. What is staged for
-  // another log is committed first. A payload that is too long for the log is cut; `kind` is at
-  // most kHeadBytesMax and fits.
+  // another log, or is half of this one, is committed first. A payload that is too long for the log
+  // is cut; `kind` is at most kHeadBytesMax and fits.
   int64_t Stage(Log& log, const Draft& draft) ABSL_NO_THREAD_SAFETY_ANALYSIS;
 
   // Makes visible what is staged.
@@ -200,7 +200,8 @@ class EventLog {
 
   // Lossless observers hold a child back: true if this much room cannot be had without evicting
   // what one of them has not read. Whoever records goes on only with what cannot wait then. An
-  // observer that comes, or comes back, to a log without that room holds nobody until it has read.
+  // observer that begins behind the head of a log without that room, or was waited for too long,
+  // holds nobody until it has read.
   bool IsFull(Log& log, Room room) ABSL_NO_THREAD_SAFETY_ANALYSIS;
 
   // `read` is called once when a lossless observer has read on or is gone. Any thread calls it,
@@ -248,6 +249,7 @@ class EventLog {
     bool closes = false;
   };
 
+  static bool IsHalfALog(const Batch& batch) ABSL_NO_THREAD_SAFETY_ANALYSIS;
   void Open(Log& log) ABSL_NO_THREAD_SAFETY_ANALYSIS;
   void MakeRoom(Log& log, uint64_t record_bytes) ABSL_NO_THREAD_SAFETY_ANALYSIS;
   void Charge(Log& log, uint64_t end);

@@ -636,6 +636,11 @@ bool LogObservation::TellReading(const Place& place) {
   Log::Reading& reading = log.lossless_[this];
   const bool has_read = place.position > reading.position && log.on_read_;
   if (place.position < reading.position) reading.state = Log::Reading::State::kBehind;
+  if (place.position == log.ring_.control().head) {
+    // What is staged behind the head is for it, too.
+    reading.state = Log::Reading::State::kHolds;
+    reading.waited_for_since.reset();
+  }
   reading.position = place.position;
   reading.child_sequence = place.seen;
   reading.hold_max = *spec_.hold_max;

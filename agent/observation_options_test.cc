@@ -516,6 +516,26 @@ TEST_F(LosslessTest, StagedEventsCount) {
   EXPECT_THAT(shown.gaps, IsEmpty());
 }
 
+TEST_F(LosslessTest, WhoBeginsAmongStagedEventsLosesNoneOfThem) {
+  const auto a = AddChild("a", 1 << 20, 100);
+  for (int i = 0; i < 95; ++i) StageMessage(log_, *a, "1");
+  const auto observer = Observe(Lossless());
+  int count = 0;
+  while (!log_.IsFull(*a, {.bytes = 0, .events = 60})) {
+    StageMessage(log_, *a, "2");
+    ASSERT_LE(++count, 100);
+  }
+  // What cannot wait.
+  for (int i = 0; i < 40; ++i, ++count) StageMessage(log_, *a, "3");
+  log_.Commit();
+  Shown shown;
+  EXPECT_EQ(TakeAll(*observer, shown), Next::kWait);
+  EXPECT_THAT(shown.gaps, IsEmpty());
+  ASSERT_FALSE(shown.events.empty());
+  EXPECT_EQ(shown.events.front().child_sequence(), shown.attached.head() + 1);
+  EXPECT_EQ(shown.events.back().child_sequence(), 95 + count);
+}
+
 TEST_F(LosslessTest, ChildrenThatComeLaterAreHeldToo) {
   const auto observer = Observe(Lossless());
   const auto a = AddChild("a", 1 << 20, 50);
