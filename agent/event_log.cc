@@ -258,6 +258,11 @@ bool EventLog::IsFull(Log& log, Room room) {
   return full;
 }
 
+bool EventLog::IsTooSmall(const Log& log, Room room) {
+  return log.has_lossless_.load(std::memory_order_relaxed) &&
+         (room.bytes > log.bytes_max_ || room.events > log.events_max_);
+}
+
 void EventLog::OnRead(Log& log, absl::AnyInvocable<void()> read) {
   ipc::MutexLock lock(log.mutex_);
   log.on_read_ = std::move(read);

@@ -204,6 +204,9 @@ class EventLog {
   // holds nobody until it has read.
   bool IsFull(Log& log, Room room) ABSL_NO_THREAD_SAFETY_ANALYSIS;
 
+  // True if a lossless observer is there, and not even a log that it has read all of has that room.
+  static bool IsTooSmall(const Log& log, Room room);
+
   // `read` is called once when a lossless observer has read on or is gone. Any thread calls it,
   // under no lock. Replaces the one before.
   void OnRead(Log& log, absl::AnyInvocable<void()> read);

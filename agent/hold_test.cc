@@ -1,5 +1,6 @@
 // An observer that must not lose anything holds back the children it observes, for a while.
 #include <chrono>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -229,6 +230,65 @@ TEST_F(HoldTest, WhatWasAcceptedIsKept) {
   int recorded = 0;
   for (const v1::Event& event : shown.events) recorded += event.has_to_child();
   EXPECT_EQ(recorded, written);
+}
+
+// Lines may be longer than messages.
+TEST_F(HoldTest, LongLinesOfOutputAreKept) {
+  v1::ChildSpec spec = Script(
+      "read -r go <&3; line=$(head -c 60000 /dev/zero | tr '\\0' x); "
+      "for i in $(seq 1 20); do echo $line; done");
+  spec.set_dialect(v1::DIALECT_NODE);
+  const auto child = Fork(std::move(spec));
+  ASSERT_TRUE(child.ok()) << child.status();
+  const auto observation = Lossless(child->child());
+  Go(child->child());
+  WaitUntilHeld(child->child());
+  const Shown shown = ReadToEnd(*observation);
+  EXPECT_THAT(shown.gaps, IsEmpty());
+  int lines = 0;
+  for (const v1::Event& event : shown.events) lines += event.text().size() == 60'000;
+  EXPECT_EQ(lines, 20);
+}
+
+// A queue takes no more than the log can hold, however much the observer has read.
+TEST_F(HoldTest, WhatIsQueuedIsKept) {
+  v1::ChildSpec spec = Script("kill -STOP $$; cat <&3 >/dev/null");
+  spec.set_dialect(v1::DIALECT_NODE);
+  spec.mutable_limits()->set_log_bytes_max(68 << 10);
+  const auto forked = Fork(std::move(spec));
+  ASSERT_TRUE(forked.ok()) << forked.status();
+  const v1::Child& child = forked->child();
+  const auto is_stopped = [&] {
+    std::ifstream stat("/proc/" + std::to_string(child.pid()) + "/stat");
+    std::string pid, name, state;
+    return stat >> pid >> name >> state && state == "T";
+  };
+  ASSERT_TRUE(ipc::RunUntil(loop_, [&] { return Get(child.name()).ok() && is_stopped(); }));
+  const auto observation = Lossless(child);
+  Shown shown;
+  const std::string json = '"' + std::string(400, 'x') + '"';
+  int accepted = 0;
+  ASSERT_TRUE(ipc::RunUntil(loop_, [&] {
+    TakeAll(*observation, shown);
+    v1::SendMessageRequest message = Message(child, json);
+    message.set_answer_when(v1::SEND_OUTCOME_ACCEPTED);
+    const absl::Status refused = Send(message).status();
+    accepted += refused.ok();
+    return ipc::ReasonOf(refused) == ipc::Reason::kQueueFull;
+  }));
+  const auto queued_messages = [&] {
+    const auto now = Get(child.name());
+    return now.ok() ? now->queued_messages() : -1;
+  };
+  EXPECT_GT(queued_messages(), 0);
+  // All of it is written while nobody reads.
+  ASSERT_TRUE(Signal(child, SIGCONT).ok());
+  ASSERT_TRUE(ipc::RunUntil(loop_, [&] { return queued_messages() == 0; }));
+  TakeAll(*observation, shown);
+  EXPECT_THAT(shown.gaps, IsEmpty());
+  int recorded = 0;
+  for (const v1::Event& event : shown.events) recorded += event.has_to_child();
+  EXPECT_EQ(recorded, accepted);
 }
 
 TEST_F(HoldTest, AStopEndsEveryHold) {

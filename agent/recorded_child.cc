@@ -141,6 +141,7 @@ RecordedChild::RecordedChild(const Environment& environment, Description descrip
       description_(std::move(description)),
       log_(std::move(log)),
       listener_(listener),
+      payload_bytes_max_(description_.limits.message_bytes_max),
       hold_limit_(environment.loop) {}
 
 RecordedChild::~RecordedChild() {
@@ -160,6 +161,7 @@ RecordedChild::~RecordedChild() {
 absl::Status RecordedChild::Fork(ipc::ForkOptions options, std::chrono::milliseconds timeout,
                                  const v1::Sender& sender) {
   const int kill_signal = options.kill_signal;
+  payload_bytes_max_ = std::max(payload_bytes_max_, options.output_line_bytes_max);
   options.channel.debug_name = description_.id;
   has_channel_ = options.ipc;
   start_time_ = std::chrono::system_clock::now();
@@ -330,6 +332,10 @@ absl::StatusOr<ipc::Channel::Accepted> RecordedChild::Enqueue(
   }
   const bool too_large = json.size() > description_.limits.message_bytes_max;
   if (!too_large && HoldIfFull(json.size())) return HeldError();
+  if (!queued_.empty() && listener_ == nullptr &&
+      EventLog::IsTooSmall(*log_, RoomFor(json.size()))) {
+    return QueueBeyondLogError();
+  }
   if (!environment_.queues.Fits(json.size() + kQueueOverheadBytes)) return QueueFullError();
   const uint64_t tag = next_tag_++;
   const absl::StatusOr<ipc::Channel::Accepted> accepted = process_->Send(json, tag);
@@ -550,13 +556,15 @@ void RecordedChild::OnError(ipc::BadFrame frame) {
   HoldIfFull();
 }
 
-bool RecordedChild::LogIsFull(size_t json_bytes) const {
-  if (listener_ != nullptr) return false;
+EventLog::Room RecordedChild::RoomFor(size_t json_bytes) const {
   const size_t messages = queued_.size() + 1;
-  return environment_.log.IsFull(
-      *log_, {.bytes = kKeptBytes + json_bytes + 2 * description_.limits.message_bytes_max +
-                       queued_bytes_ + messages * kEventOverheadBytes,
-              .events = kKeptEvents + messages});
+  return {.bytes = kKeptBytes + json_bytes + 2 * payload_bytes_max_ + queued_bytes_ +
+                   messages * kEventOverheadBytes,
+          .events = kKeptEvents + messages};
+}
+
+bool RecordedChild::LogIsFull(size_t json_bytes) const {
+  return listener_ == nullptr && environment_.log.IsFull(*log_, RoomFor(json_bytes));
 }
 
 bool RecordedChild::HoldIfFull(size_t json_bytes) {
@@ -776,6 +784,16 @@ absl::Status RecordedChild::SignalError(const absl::Status& status) const {
                           {{"child", name()}});
   }
   return status;
+}
+
+absl::Status RecordedChild::QueueBeyondLogError() const {
+  return ipc::MakeError(
+      ipc::Reason::kQueueFull,
+      fmt::format("An observer that must not lose anything watches {}, and with what is queued its "
+                  "log (log_bytes_max is {}) has no room for another message. Wait until some "
+                  "messages are written.",
+                  name(), description_.limits.log_bytes_max),
+      {{"child", name()}, {"limit", fmt::format("{}", description_.limits.log_bytes_max)}});
 }
 
 absl::Status RecordedChild::QueueFullError() const {

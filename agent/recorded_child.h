@@ -174,6 +174,8 @@ class RecordedChild final : public Child, private ipc::ChildProcess::Listener {
                 PayloadField payload_field = PayloadField::kNone, std::string_view payload = {});
   void RecordStarted(const v1::Sender& sender);
 
+  // What is to fit into the log: what is queued, `json_bytes` more, and what the child writes.
+  EventLog::Room RoomFor(size_t json_bytes) const;
   // Held back: neither channel nor output are read, while a lossless observer has not read what the
   // log is full of. A parent in the same process that listens is never made to wait so.
   bool LogIsFull(size_t json_bytes = 0) const;
@@ -200,6 +202,7 @@ class RecordedChild final : public Child, private ipc::ChildProcess::Listener {
   absl::Status ExitedError() const;
   absl::Status SignalError(const absl::Status& status) const;
   absl::Status QueueFullError() const;
+  absl::Status QueueBeyondLogError() const;
   absl::Status HeldError() const;
 
   const Environment environment_;
@@ -223,6 +226,7 @@ class RecordedChild final : public Child, private ipc::ChildProcess::Listener {
   v1::Sender disconnected_sender_;
   std::vector<Answer<v1::DisconnectResponse>> disconnect_answers_;
 
+  size_t payload_bytes_max_;  // of a message, or of a line of output
   bool held_ = false;
   size_t held_for_bytes_ = 0;  // of the largest message that was refused
   ipc::Timer hold_limit_;
