@@ -4,6 +4,18 @@ import re
 import unittest
 
 DOCUMENT = "docs/guarantees.md"
+CHECKS = "tests/validator/verdict.cc"
+
+
+def promises():
+    """The number of each promise, and its text."""
+    with open(DOCUMENT, encoding="utf-8") as file:
+        return [
+            (int(number), text)
+            for number, text in re.findall(
+                r"^\*\*(\d+)\. (.*?)(?=^\*\*\d|^## |\Z)", file.read(), re.MULTILINE | re.DOTALL
+            )
+        ]
 
 
 def defined(path, name):
@@ -22,18 +34,26 @@ def defined(path, name):
 
 class GuaranteesTest(unittest.TestCase):
     def test_each_promise_names_tests_that_exist(self):
-        with open(DOCUMENT, encoding="utf-8") as file:
-            promises = re.findall(
-                r"^\*\*(\d+)\. (.*?)(?=^\*\*\d|^## |\Z)", file.read(), re.MULTILINE | re.DOTALL
-            )
-        self.assertEqual([int(number) for number, _ in promises], list(range(1, len(promises) + 1)))
-        self.assertGreater(len(promises), 0)
-        for number, text in promises:
-            tests = re.findall(r"^- `([^`]+)` (.+)$", text, re.MULTILINE)
+        self.assertEqual([number for number, _ in promises()], list(range(1, len(promises()) + 1)))
+        self.assertTrue(promises())
+        for number, text in promises():
+            tests = re.findall(r"^- `([^`]+\.\w+)` (.+)$", text, re.MULTILINE)
             self.assertTrue(tests, f"promise {number} names no test")
             for path, name in tests:
                 with self.subTest(promise=number):
                     self.assertTrue(defined(path, name), f"{path} has no test {name}")
+
+    def test_each_check_of_the_validator_is_named_by_its_promise(self):
+        named = [
+            (number, check)
+            for number, text in promises()
+            for checks in re.findall(r"^- `tests/validator` (.+)$", text, re.MULTILINE)
+            for check in checks.split(", ")
+        ]
+        with open(CHECKS, encoding="utf-8") as file:
+            checks = re.findall(r'^    \{(\d+), "([a-z-]+)",', file.read(), re.MULTILINE)
+        self.assertTrue(checks)
+        self.assertEqual(named, [(int(number), check) for number, check in checks])
 
     def test_a_test_that_is_missing_is_noticed(self):
         self.assertTrue(defined(__file__, "GuaranteesTest.test_a_test_that_is_missing_is_noticed"))

@@ -13,13 +13,24 @@ namespace {
 // may stay unread. Somewhat less, for what passes before an event has its time.
 constexpr double kDrainSeconds = 1.9;
 
+// What the child says of one event.
+struct Said {
+  size_t record;
+  const v1::Event* event;
+  bool surely;
+  bool by_another;  // a process that the child has forked
+};
+
 // Events of one sort that are known, in their order, beside what the child says of the same.
 // Between two of them as many may be missing as there are child_sequences that nobody was shown.
+// Of an event that was shown cut, several of what the child says may be the same: each is taken to
+// be the first that may be, which leaves the others the most room.
 class SideBySide {
  public:
   struct Known {
     const v1::Event* event;
     size_t record;
+    size_t place_max;        // how many of this sort stand before it, at most
     int64_t unknown_before;  // child_sequences since the known event of this sort before it
   };
 
@@ -33,7 +44,10 @@ class SideBySide {
       }
       const EventFact& fact = facts.events()[static_cast<size_t>(sequence)];
       if (!is_of_this_sort(*fact.event)) continue;
-      known_.push_back({fact.event, fact.record, std::exchange(unknown_, 0)});
+      unknown_before_ += unknown_;
+      known_.push_back({fact.event, fact.record,
+                        known_.size() + static_cast<size_t>(unknown_before_),
+                        std::exchange(unknown_, 0)});
     }
   }
 
@@ -43,14 +57,23 @@ class SideBySide {
  private:
   std::vector<Known> known_;
   int64_t unknown_ = 0;
+  int64_t unknown_before_ = 0;
 };
 
-struct Said {
-  size_t record;
-  const v1::Event* event;
-  bool surely;
-  bool by_another;  // a process that the child has forked
-};
+// Behind the last of what the child says that `last` may be, the last one found, which was taken to
+// be the one before `next`.
+template <typename IsTheSame>
+size_t LastNext(const SideBySide::Known* last, size_t next, const std::vector<Said>& said,
+                IsTheSame is_the_same) {
+  if (last == nullptr) return next;
+  size_t end = std::min(said.size(), last->place_max + 1);
+  while (end > next && !is_the_same(*last->event, said[end - 1])) --end;
+  return std::max(end, next);
+}
+
+bool IsWhole(const v1::Event& event) {
+  return static_cast<int64_t>(PayloadOf(event).size()) == WholePayloadBytes(event);
+}
 
 bool StartsWithPayload(const v1::Event& recorded, const v1::Event& said) {
   return PayloadOf(said).starts_with(PayloadOf(recorded)) &&
@@ -66,11 +89,40 @@ bool IsTheSameFrame(const v1::Event& recorded, const Said& said) {
     return said.event->has_from_child() && StartsWithPayload(recorded, *said.event);
   }
   if (said.event->has_error()) {
+    // Who was shown it may have asked for the first bytes only.
     return recorded.error().size_bytes() == said.event->error().size_bytes() &&
-           recorded.raw() == said.event->raw();
+           said.event->raw().starts_with(recorded.raw());
   }
   return false;
 }
+
+// Pieces of a line, behind one another. Of some only the first bytes may have been shown.
+class Pieces {
+ public:
+  void Add(const v1::Event& event) {
+    pieces_.emplace_back(PayloadOf(event), bytes_);
+    bytes_ += static_cast<size_t>(WholePayloadBytes(event));
+  }
+  void Clear() { *this = {}; }
+
+  bool AreAll(std::string_view line) const { return line.size() == bytes_ && AreIn(line); }
+  bool AreTheBeginningOf(std::string_view line) const {
+    return line.size() >= bytes_ && AreIn(line);
+  }
+  bool AreTheEndOf(std::string_view line) const {
+    return line.size() >= bytes_ && AreIn(line.substr(line.size() - bytes_));
+  }
+
+ private:
+  bool AreIn(std::string_view line) const {
+    return std::all_of(pieces_.begin(), pieces_.end(), [&](const auto& piece) {
+      return line.substr(piece.second).starts_with(piece.first);
+    });
+  }
+
+  std::vector<std::pair<std::string_view, size_t>> pieces_;  // and where they begin
+  size_t bytes_ = 0;
+};
 
 class AccountCheck {
  public:
@@ -173,10 +225,10 @@ void AccountCheck::CheckFrames() {
     return event.has_from_child() || event.has_error();
   });
   size_t next = 0;
+  const SideBySide::Known* last = nullptr;
   for (const SideBySide::Known& each : known.known()) {
     verdict_.Exercise(Check::kWrittenByChild);
-    const size_t end =
-        std::min(frames_.size(), next + static_cast<size_t>(each.unknown_before) + 1);
+    const size_t end = std::min(frames_.size(), each.place_max + 1);
     size_t i = next;
     while (i < end && !IsTheSameFrame(*each.event, frames_[i]) &&
            !(IsCutOff(*each.event) && !frames_[i].surely)) {
@@ -184,6 +236,7 @@ void AccountCheck::CheckFrames() {
     }
     if (i < end) {
       events_[frames_[i].record] = each.event;
+      last = &each;
       next = i + 1;
       continue;
     }
@@ -207,6 +260,7 @@ void AccountCheck::CheckFrames() {
                      std::move(records));
   }
   if (child_.closed == 0 || MayBeUnread()) return;
+  next = LastNext(last, next, frames_, IsTheSameFrame);
   // What is left was never recorded: no more than is unknown.
   const int64_t left = std::count_if(frames_.begin() + static_cast<ptrdiff_t>(next), frames_.end(),
                                      [](const Said& said) { return said.surely; });
@@ -225,7 +279,7 @@ void AccountCheck::CheckOutput(v1::Output::Stream stream) {
   // Of output that nobody was shown all of, only the order is looked at.
   const bool complete = child_.complete();
   size_t next = 0;
-  std::string text;  // of pieces that are to be continued
+  Pieces pieces;  // of a line that is to be continued
   int64_t unknown = 0;
   bool torn = false;  // a piece before is not known
   for (size_t number = 1; number < child_.sequences.size(); ++number) {
@@ -233,20 +287,20 @@ void AccountCheck::CheckOutput(v1::Output::Stream stream) {
     if (sequence == 0) {
       ++unknown;
       torn = true;
-      text.clear();
+      pieces.Clear();
       continue;
     }
     const EventFact& fact = facts_.events()[static_cast<size_t>(sequence)];
     const v1::Event& event = *fact.event;
     if (!event.has_output() || event.output().stream() != stream) continue;
-    text += PayloadOf(event);
+    pieces.Add(event);
     if (event.output().partial()) continue;
-    const std::string line = std::exchange(text, {});
+    const Pieces line = std::exchange(pieces, {});
     if (std::exchange(torn, false) && !complete) {
       // It may be the end of a longer one.
       const auto found =
           std::find_if(lines.begin() + static_cast<ptrdiff_t>(next), lines.end(),
-                       [&](const Said& said) { return PayloadOf(*said.event).ends_with(line); });
+                       [&](const Said& said) { return line.AreTheEndOf(PayloadOf(*said.event)); });
       if (found != lines.end()) {
         next = static_cast<size_t>(found - lines.begin()) + 1;
         unknown = 0;
@@ -255,13 +309,13 @@ void AccountCheck::CheckOutput(v1::Output::Stream stream) {
     }
     unknown = 0;
     verdict_.Exercise(Check::kOutputByChild);
-    if (next < lines.size() && PayloadOf(*lines[next].event) == line) {
+    if (next < lines.size() && line.AreAll(PayloadOf(*lines[next].event))) {
       ++next;
       continue;
     }
     // Part of the last line, if it ended while it wrote it.
     if (next < lines.size() && !lines[next].surely && event.output().unterminated() &&
-        PayloadOf(*lines[next].event).starts_with(line)) {
+        line.AreTheBeginningOf(PayloadOf(*lines[next].event))) {
       ++next;
       continue;
     }
@@ -288,24 +342,25 @@ void AccountCheck::CheckReads() {
   };
   size_t next = 0;
   int64_t unknown_after = known.unknown_after();
-  const v1::Event* before = nullptr;
+  const SideBySide::Known* last = nullptr;
   for (const SideBySide::Known& each : known.known()) {
-    const size_t end = std::min(reads_.size(), next + static_cast<size_t>(each.unknown_before) + 1);
+    const size_t end = std::min(reads_.size(), each.place_max + 1);
     size_t i = next;
     while (i < end && !is_read(*each.event, reads_[i])) ++i;
     if (i < end) {
       verdict_.Exercise(Check::kReadByChild);
-      if (before != nullptr &&
-          before->to_child().sender().client() != each.event->to_child().sender().client()) {
+      if (last != nullptr &&
+          last->event->to_child().sender().client() != each.event->to_child().sender().client()) {
         verdict_.Exercise(Check::kFramesWhole);
       }
-      before = each.event;
-      events_[reads_[i].record] = each.event;
+      if (IsWhole(*each.event)) events_[reads_[i].record] = each.event;
+      last = &each;
       next = i + 1;
       continue;
     }
-    const auto elsewhere = std::find_if(
-        reads_.begin(), reads_.end(), [&](const Said& said) { return is_read(*each.event, said); });
+    const auto elsewhere = std::find_if(reads_.begin(), reads_.end(), [&](const Said& said) {
+      return IsWhole(*each.event) && !events_.contains(said.record) && is_read(*each.event, said);
+    });
     if (elsewhere == reads_.end() && end == reads_.size() && read_end_ == nullptr) {
       // It ended, or closed its end, before it read this, and what came later neither.
       unknown_after = each.unknown_before;
@@ -327,6 +382,7 @@ void AccountCheck::CheckReads() {
     return;
   }
   if (child_.closed == 0) return;
+  next = LastNext(last, next, reads_, is_read);
   const auto left = static_cast<int64_t>(reads_.size() - next);
   if (left > unknown_after) {
     verdict_.Violate(

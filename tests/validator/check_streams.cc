@@ -99,6 +99,13 @@ class StreamCheck {
     bool touched = false;                  // an event or gap of it was on this stream
     const v1::Child* described = nullptr;  // in the snapshot
     bool forgotten_before = false;
+    // The stream, this one or one that it continues, began with what was in the logs: what was gone
+    // then is no gap, until something of the child is shown.
+    struct {
+      int64_t head = 0;
+      int64_t attached_at = 0;
+      bool last = false;
+    } from_log = {};
     // Gaps since its last event: the sequence that each reaches to, and `through` before it.
     std::vector<std::pair<int64_t, int64_t>> gaps = {};
 
@@ -219,6 +226,7 @@ StreamCheck::StreamCheck(const Facts& facts, const std::vector<bool>& fitting, c
   for (size_t i = 0; i < places_.size(); ++i) {
     places_[i].through = before->places_[i].ThroughAt(before->position_);
     places_[i].forgotten_before = before->IsForgotten(static_cast<int>(i));
+    if (!before->places_[i].touched) places_[i].from_log = before->places_[i].from_log;
   }
 }
 
@@ -323,6 +331,7 @@ void StreamCheck::Begin() {
   for (size_t i = 0; i < places_.size(); ++i) {
     const int64_t started = facts_.children()[i].started;
     if (places_[i].through == kUnknown && started > start_) places_[i].through = 0;
+    if (from_the_log_) places_[i].from_log = {head(), stream_.attached_at, start.has_last()};
   }
 }
 
@@ -556,12 +565,11 @@ bool StreamCheck::Excused(int number, const EventFact& event) const {
   const Place& place = places_[static_cast<size_t>(number)];
   const int64_t sequence = event.event->sequence();
   const bool forgotten = IsForgotten(number);
-  // It began with what was in the logs: what was gone then is no gap.
-  if (from_the_log_ && !place.touched && sequence <= head() &&
-      event.in_log_at <= stream_.attached_at &&
+  if (!place.touched && sequence <= place.from_log.head &&
+      event.in_log_at <= place.from_log.attached_at &&
       (forgotten || !fitting_[static_cast<size_t>(number)] ||
        // It may have been forgotten before its last events were looked for.
-       (asked().start().has_last() && child(number).closed != 0))) {
+       (place.from_log.last && child(number).closed != 0))) {
     return true;
   }
   return forgotten && sequence <= forgotten_through_;
@@ -601,7 +609,7 @@ void StreamCheck::CheckSkipped(int number, int64_t end, size_t record) {
     return wrong(NameOf(*event.event, facts_));
   }
   // Without a filter the numbers alone tell, of what nobody was shown, too.
-  const bool may_be_gone = from_the_log_ && !place.touched && facts.started <= head();
+  const bool may_be_gone = !place.touched && facts.started <= place.from_log.head;
   if (whole_ && place.through != kUnknown && first < end && !may_be_gone) {
     wrong(fmt::format("event {}", first));
   }

@@ -104,8 +104,9 @@ class Run {
       keep = fmt::format("{}/history-{}.txt", outputs == nullptr ? "/tmp" : outputs, seed);
     }
     if (!keep.empty()) {
-      if (const absl::Status status =
-              Save(history.recording, fmt::format("histories --seed {}", seed), keep);
+      if (const absl::Status status = Save(
+              history.recording,
+              fmt::format("histories --seed {}{}", seed, options_.small ? " --small" : ""), keep);
           !status.ok()) {
         text += fmt::format("{}\n", std::string(status.message()));
       }

@@ -199,6 +199,8 @@ class Cast {
   void EndChildren();
   // Sees everything that is still in the logs.
   void LookBack();
+  // Sees nothing, for as long as others do who go on watching.
+  void Linger();
   void Trouble(std::string text) { troubles_.push_back(std::move(text)); }
 
   Scene& scene_;
@@ -236,6 +238,7 @@ void Cast::Play() {
   EndChildren();
   scene_.Played();
   LookBack();
+  if (scene_.plan.lingers) Linger();
   main_.HangUp();
   main_.recorder().Add(0, What::kStopping);
   scene_.Stop();
@@ -292,6 +295,19 @@ void Cast::LookBack() {
   look();
   start.mutable_after()->set_sequence(head / 2);
   look();
+}
+
+void Cast::Linger() {
+  v1::ObserveRequest request;
+  request.set_parent("agents/-");
+  request.set_client(main_.name());
+  request.mutable_observation()->mutable_start()->set_latest(true);
+  request.mutable_observation()->mutable_heartbeat_interval()->set_seconds(1);
+  // Should the children that are left never be quiet.
+  request.mutable_observation()->mutable_duration()->set_seconds(5);
+  main_.Observe(request, [](int64_t, const v1::ObserveResponse& response) {
+    return response.has_heartbeat();
+  });
 }
 
 Recording Cast::Leave() {

@@ -36,6 +36,7 @@ class Planner {
     const int observers = dice_.Between(3, full_ ? 5 : 3);  // and one that sees to the end
     for (int i = 0; i < observers; ++i) MakeObserver(i);
     plan_.events_min = full_ ? 10'000 : 0;
+    plan_.lingers = full_ && dice_.OneIn(10);
     return std::move(plan_);
   }
 

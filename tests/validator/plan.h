@@ -120,6 +120,7 @@ struct Plan {
   std::vector<SenderPlan> senders;
   std::vector<ObserverPlan> observers;
   int64_t events_min = 0;  // that there are in the end, at least
+  bool lingers = false;    // until heartbeats have come: a second and more
 };
 
 enum class Size { kFull, kSmall };
