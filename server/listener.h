@@ -2,14 +2,15 @@
 //
 //   unix:PATH -> directory 0700 -> flock on PATH.lock -> stale socket removed -> bind, listen
 //   accept4 -> same user (SO_PEERCRED) -> below connections_max -> the server, which owns it
-//     else  -> Refusal: its first calls are answered with why, then it is closed
+//     else  -> Refusal: its calls are answered with why, for a while; then it is closed
 //
 // The lock decides who serves: a program that ended without a word leaves a socket file behind,
 // but no lock. Lock files stay where they are.
 //
 // When no descriptor is left, accepting pauses: clients wait in the backlog meanwhile. The client
-// of a connection that is refused has refusal_ms_max to hear why; refusals_max of them are heard at
-// once, a further one takes the place of the oldest. None of them delays the listener.
+// of a connection that is refused is heard for refusal_ms_max, if it does not close it before;
+// refusals_max of them are heard at once, a further one takes the place of the oldest. None of them
+// delays the listener.
 //
 // Thread: any, one at a time. Connections are given out on a thread of the listener's own.
 #ifndef SERVER_LISTENER_H_

@@ -114,7 +114,7 @@ std::string Refusal::Take(std::string_view bytes) {
     }
     header_.clear();
   }
-  return answers.empty() ? answers : answers + End();
+  return answers;
 }
 
 std::string Refusal::End() {

@@ -3,11 +3,12 @@
 //                                   SETTINGS ->
 //   <- preface, SETTINGS, HEADERS of a call
 //                                   HEADERS: the error, which ends the call ->
-//                                   GOAWAY: the calls until here are answered ->
+//   ...                             End(): GOAWAY: the calls until here are answered ->
 //
 // A gRPC client whose connection is refused in any other way does not learn why. If it ends before
 // SETTINGS the client reports how it ended; if GOAWAY names no call, the client makes the same call
-// on a new connection at once, and again and again.
+// on a new connection at once, and again and again; if it ends with its answers, a client that is
+// about to make more calls may report that end for all of them.
 //
 // Code without IO: who owns the socket writes what it is given, in this order, and closes the
 // writing side when ended() is true. Thread: one at a time.
@@ -35,7 +36,8 @@ class Refusal {
   // another protocol gets End().
   std::string Take(std::string_view bytes);
 
-  // What is written when no call is waited for any more. It ends with the error's message as text.
+  // What is written when its client has been heard for long enough. It ends with the error's
+  // message as text.
   std::string End();
 
   // Nothing more is written.

@@ -108,7 +108,7 @@ TEST(Refusal, BeginsAsAServer) {
 TEST(Refusal, AnswersACallWithTheWholeError) {
   Refusal refusal(Why());
   const std::vector<Frame> frames = FramesOf(refusal.Take(Client({1})));
-  ASSERT_EQ(frames.size(), 2u);
+  ASSERT_EQ(frames.size(), 1u);
   EXPECT_EQ(frames[0].type, kHeaders);
   EXPECT_EQ(frames[0].flags, 5) << "it ends the headers and the stream";
   EXPECT_EQ(frames[0].stream, 1u);
@@ -129,7 +129,11 @@ TEST(Refusal, AnswersACallWithTheWholeError) {
 
 TEST(Refusal, NamesTheLastCallThatItAnswered) {
   Refusal refusal(Why());
-  const std::vector<Frame> frames = FramesOf(refusal.Take(Client({1, 3, 5})));
+  std::string bytes = refusal.Take(Client({1, 3}));
+  bytes += refusal.Take(Written(kHeaders, 5));
+  EXPECT_FALSE(refusal.ended());
+  bytes += refusal.End();
+  const std::vector<Frame> frames = FramesOf(bytes);
   ASSERT_EQ(frames.size(), 4u);
   for (const uint32_t i : {0, 1, 2}) EXPECT_EQ(frames[i].stream, 2 * i + 1);
   EXPECT_EQ(frames[3].type, kGoAway);
