@@ -236,6 +236,16 @@ Started Failed(Step step, int error) {
   return failed;
 }
 
+// A caller without some of its standard descriptors may leave their numbers to children: a pidfd
+// there would be one of theirs. It stays if there is no other number.
+int AboveStandard(int descriptor) {
+  if (descriptor > STDERR_FILENO) return descriptor;
+  const int above = fcntl(descriptor, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+  if (above < 0) return descriptor;
+  close(descriptor);
+  return above;
+}
+
 }  // namespace
 
 const char* StepName(Step step) {
@@ -303,6 +313,7 @@ Started Spawn(const Options& options) {
   munmap(memory, kGuardBytes + kStackBytes);
 
   if (started.pid < 0) return Failed(Step::kStart, clone_error);
+  started.pidfd = AboveStandard(started.pidfd);
   if (shared.failed_step == Step::kNone) return started;
 
   siginfo_t unused;

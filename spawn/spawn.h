@@ -83,7 +83,7 @@ struct Started {
   Step failed_step = Step::kNone;
   int error = 0;   // errno of that step
   pid_t pid = -1;  // -1 if a step failed: nothing of the child is left then
-  int pidfd = -1;  // close-on-exec, the caller's to close
+  int pidfd = -1;  // close-on-exec, above 2 while there are numbers; the caller's to close
 };
 
 // `kStart` with EMFILE or ENFILE: no descriptor is left for the pidfd. With EAGAIN or ENOMEM: no

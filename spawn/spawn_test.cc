@@ -240,6 +240,22 @@ TEST(SpawnTest, PidfdIsCloseOnExec) {
   close(started.pidfd);
 }
 
+TEST(SpawnTest, PidfdIsNoStandardDescriptor) {
+  const int standard_input = fcntl(0, F_DUPFD_CLOEXEC, 3);
+  close(0);
+  Call call({"/bin/true"});
+  const Started started = call();
+  if (standard_input >= 0) {
+    EXPECT_EQ(dup2(standard_input, 0), 0);
+    close(standard_input);
+  }
+  ASSERT_GT(started.pid, 0);
+  EXPECT_GT(started.pidfd, 2);
+  EXPECT_EQ(fcntl(started.pidfd, F_GETFD), FD_CLOEXEC);
+  EXPECT_EQ(WaitFor(started.pidfd).value, 0);
+  close(started.pidfd);
+}
+
 TEST(SpawnTest, ArgumentsAndEnvironmentArrive) {
   Call call({"zero", "-c", "echo $0 $1 $VALUE", "one word", "two  words"});
   call.program = "/bin/sh";
