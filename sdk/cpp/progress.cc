@@ -4,6 +4,7 @@
 #include <string_view>
 #include <utility>
 
+#include "absl/container/flat_hash_map.h"
 #include "google/protobuf/util/time_util.h"
 
 namespace deka {
@@ -114,8 +115,7 @@ void Progress::TakeAttached(const v1::Attached& attached, Clock::time_point now)
   const std::optional<v1::Cursor> place = cursor();
   if (place.has_value() && place->epoch() != attached.epoch()) {
     // Another life of the log: other children, other numbers.
-    last_.clear();
-    missed_.clear();
+    known_.clear();
     first_stream_ = true;
     inexact_to_ = 0;
   }
@@ -142,7 +142,8 @@ void Progress::TakeSnapshot(const v1::Snapshot& snapshot) {
       snapshot_.push_back(child.name());
     }
     if (first_stream_ && begins_at_head) {
-      last_[IdOf(child.name())] = child.last_child_sequence();
+      Know(IdOf(child.name()), child.last_child_sequence(), child.last_sequence(),
+           /*missed=*/false);
     }
     Tell(observer_.on_child, child);
   }
@@ -165,16 +166,15 @@ void Progress::TakeEvent(const v1::Event& event) {
   MoveTo(place);
   // As the agent counts them, shown here or not.
   ++events_;
-  if (const auto missed = missed_.find(event.child()); missed != missed_.end()) {
-    if (event.child_sequence() <= missed->second) {
-      return;
-    }
-    missed_.erase(missed);
+  const auto known = known_.find(event.child());
+  if (known != known_.end() && known->second.missed &&
+      event.child_sequence() <= known->second.child_sequence) {
+    return;
   }
   if (event.has_closed()) {
-    last_.erase(event.child());
+    known_.erase(event.child());
   } else {
-    last_[event.child()] = event.child_sequence();
+    Know(event.child(), event.child_sequence(), event.sequence(), /*missed=*/false);
   }
   Tell(observer_.on_event, event);
 }
@@ -194,18 +194,33 @@ void Progress::TakeGap(const v1::Gap& gap) {
     return;
   }
   v1::Gap told = gap;
-  const auto last = last_.find(gap.child());
-  if (last != last_.end()) {
-    if (gap.to_child_sequence() <= last->second) {
+  if (const auto known = known_.find(gap.child()); known != known_.end()) {
+    const int64_t last = known->second.child_sequence;
+    if (gap.to_child_sequence() <= last) {
       return;
     }
-    if (!gap.has_from_child_sequence() || gap.from_child_sequence() <= last->second) {
-      told.set_from_child_sequence(last->second + 1);
+    if (!gap.has_from_child_sequence() || gap.from_child_sequence() <= last) {
+      told.set_from_child_sequence(last + 1);
     }
   }
-  last_[gap.child()] = gap.to_child_sequence();
-  missed_[gap.child()] = gap.to_child_sequence();
+  Know(gap.child(), gap.to_child_sequence(), gap.to_sequence(), /*missed=*/true);
   Tell(observer_.on_gap, told);
+}
+
+void Progress::Know(const std::string& child, int64_t child_sequence, int64_t sequence,
+                    bool missed) {
+  known_[child] = {child_sequence, sequence, missed};
+  if (known_.size() <= kKnownMax) {
+    return;
+  }
+  std::vector<int64_t> sequences;
+  sequences.reserve(known_.size());
+  for (const auto& [id, known] : known_) {
+    sequences.push_back(known.sequence);
+  }
+  const auto middle = sequences.begin() + kKnownMax / 2;
+  std::nth_element(sequences.begin(), middle, sequences.end());
+  absl::erase_if(known_, [&](const auto& entry) { return entry.second.sequence < *middle; });
 }
 
 void Progress::MoveTo(const v1::Cursor& cursor) {

@@ -11,6 +11,9 @@
 // left out for `events_per_second_max` and are in the log still. What was told as missed stays so:
 // it is taken off.
 //
+// It remembers kKnownMax children at most, beyond that the half of which something was told last:
+// of another, a resumed stream may tell a gap again, or not where it begins.
+//
 // Thread: one at a time; cursor() any.
 #ifndef SDK_CPP_PROGRESS_H_
 #define SDK_CPP_PROGRESS_H_
@@ -36,6 +39,8 @@ bool HasEnd(const v1::Observation& observation);
 class Progress {
  public:
   using Clock = std::chrono::steady_clock;
+
+  static constexpr size_t kKnownMax = 65536;  // four times what an agent has by default
 
   // `children` are the names in the filter, if any. Once `stopped` is true the observer is told
   // nothing more, and the place stays where it is. `observer` and `stopped` outlive it.
@@ -67,6 +72,7 @@ class Progress {
   void TakeEvent(const v1::Event& event);
   void TakeGap(const v1::Gap& gap);
   void MoveTo(const v1::Cursor& cursor);
+  void Know(const std::string& child, int64_t child_sequence, int64_t sequence, bool missed);
   template <typename Callback, typename... Arguments>
   void Tell(const Callback& callback, const Arguments&... arguments) const;
 
@@ -87,11 +93,13 @@ class Progress {
   std::optional<Clock::time_point> deadline_;  // of an observation that ends after a time
   int64_t events_ = 0;
 
-  // What is known of the children of this epoch: the last child_sequence that was shown or named by
-  // a gap, or that precedes the observation; of each that has not closed.
-  absl::flat_hash_map<std::string, int64_t> last_;
-  // Of each child of which a gap was the last thing that was told: where that ends.
-  absl::flat_hash_map<std::string, int64_t> missed_;
+  // Of a child: the last event that was shown or named by a gap, or that precedes the observation.
+  struct Known {
+    int64_t child_sequence = 0;
+    int64_t sequence = 0;
+    bool missed = false;  // a gap named it
+  };
+  absl::flat_hash_map<std::string, Known> known_;  // of those of this epoch that have not closed
   bool first_stream_ = true;
   int64_t inexact_to_ = 0;  // inexact gaps were told up to here
 };

@@ -258,6 +258,29 @@ TEST_F(ProgressTest, AnInexactGapIsToldOnce) {
   EXPECT_EQ(TakeTold(), (Words{"inexact ...30", "inexact ...40"}));
 }
 
+// A gap begins after what was told of its child, as long as that is remembered.
+TEST_F(ProgressTest, RemembersTheChildrenOfWhichItWasToldLast) {
+  Observe("");
+  Attach(0, 0);
+  Take("snapshot_complete {}");
+  const auto children = static_cast<int64_t>(Progress::kKnownMax);
+  const auto name = [](int64_t i) { return "c" + std::to_string(i) + "-"; };
+  for (int64_t i = 1; i <= children; ++i) Event(i, name(i), 5);
+  const auto gap_of = [&](int64_t i) {
+    TakeTold();
+    Gap(name(i), 9, 3 * children);
+    return TakeTold();
+  };
+  EXPECT_EQ(gap_of(1), (Words{"gap c1-6-9"}));
+  // Those that have closed, and one more than it remembers.
+  Event(children + 1, name(2), 6, "closed {}");
+  Event(children + 2, name(children + 1), 5);
+  EXPECT_EQ(gap_of(3), (Words{"gap c3-6-9"}));
+  Event(children + 3, name(children + 2), 5);
+  EXPECT_EQ(gap_of(4), (Words{"gap c4-?-9"}));
+  EXPECT_EQ(gap_of(children / 2 + 5), (Words{"gap c" + std::to_string(children / 2 + 5) + "-6-9"}));
+}
+
 TEST_F(ProgressTest, NamesStandForTheChildrenThatTheyMeantFirst) {
   Observe("", {"worker"});
   Attach(10, 10);
