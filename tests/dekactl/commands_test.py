@@ -1,5 +1,6 @@
 """dekactl's commands, one by one: what they ask the agent for, what they print, how they exit."""
 
+import fcntl
 import json
 import os
 import pty
@@ -7,9 +8,11 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 import unittest
 
@@ -266,10 +269,15 @@ class InterruptTest(TestCase):
             self.append_message("k3", '"%s"' % ("x" * 60_000))
         process = self.start("tail")
         self.assertIn("from", process.stdout.readline())
+        # More than one event's line: it is within the next one, which the pipe (16 pages) cannot hold.
+        self.wait_until(lambda: self.readable_bytes(process.stdout) > 61_000, "the pipe to be full")
         process.send_signal(signal.SIGINT)
         self.wait_until(lambda: not self.catches(process.pid, signal.SIGINT), "the first to be taken")
         process.send_signal(signal.SIGINT)
         self.assertEqual(process.wait(DEADLINE_S), -signal.SIGINT)
+
+    def readable_bytes(self, pipe):
+        return struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, struct.pack("i", 0)))[0]
 
     def catches(self, pid, number):
         with open(f"/proc/{pid}/status", encoding="ascii") as status:
