@@ -304,7 +304,13 @@ void Listener::Run() {
       refused = over ? refused_.erase(refused) : std::next(refused);
     }
     const Clock::time_point now = Clock::now();
-    while (!refused_.empty() && refused_.front().until <= now) EndOldestRefusal();
+    while (!refused_.empty() && refused_.front().until <= now) {
+      if (refused_.front().refusal.ended()) {
+        CloseOldestRefusal();
+      } else {
+        EndOldestRefusal();
+      }
+    }
 
     if (paused_until && now < *paused_until) continue;
     const bool was_paused = std::exchange(paused_until, std::nullopt).has_value();
@@ -366,7 +372,7 @@ void Listener::Take(int socket) {
 }
 
 void Listener::Refuse(int socket, const absl::Status& why) {
-  if (refused_.size() >= options_.refusals_max) EndOldestRefusal();
+  if (refused_.size() >= options_.refusals_max) CloseOldestRefusal();
   Write(socket, Refusal::Begin());
   refused_.push_back({socket, Refusal(why), Clock::now() + options_.refusal_ms_max});
 }
@@ -388,6 +394,15 @@ bool Listener::Answer(Refused& refused) {
 }
 
 void Listener::EndOldestRefusal() {
+  Refused oldest = std::move(refused_.front());
+  refused_.pop_front();
+  Write(oldest.socket, oldest.refusal.End());
+  shutdown(oldest.socket, SHUT_WR);
+  oldest.until = Clock::now() + options_.refusal_ms_max;
+  refused_.push_back(std::move(oldest));
+}
+
+void Listener::CloseOldestRefusal() {
   Refused& oldest = refused_.front();
   Write(oldest.socket, oldest.refusal.End());
   close(oldest.socket);

@@ -8,7 +8,8 @@
 // but no lock. Lock files stay where they are.
 //
 // When no descriptor is left, accepting pauses: clients wait in the backlog meanwhile. The client
-// of a connection that is refused is heard for refusal_ms_max, if it does not close it before;
+// of a connection that is refused is answered for refusal_ms_max, and has as long again to close it
+// (a client that writes to a closed connection reports that, and not what it was told);
 // refusals_max of them are heard at once, a further one takes the place of the oldest. None of them
 // delays the listener.
 //
@@ -125,7 +126,9 @@ class Listener {
   void Refuse(int socket, const absl::Status& why);
   // Answers what its client has written. False: it is over.
   bool Answer(Refused& refused);
+  // Nothing more is written: its client has the time to read this, and to close it.
   void EndOldestRefusal();
+  void CloseOldestRefusal();
   bool HasRoom();
   void ForgetEnded();
 
@@ -137,7 +140,7 @@ class Listener {
   std::thread thread_;
   // The listener's thread, while it runs.
   std::vector<Connection> connections_;
-  std::deque<Refused> refused_;  // the oldest first
+  std::deque<Refused> refused_;  // in the order of `until`
   Counts counts_;
 };
 
