@@ -32,6 +32,8 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 using std::chrono::steady_clock;
+using testing::AllOf;
+using testing::Contains;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::Not;
@@ -194,6 +196,17 @@ TEST_F(ClientTest, RefusesTextThatIsNotUtf8AndNamesTheField) {
   EXPECT_THAT(std::string(child->Send("\"\xFF\"").status().message()),
               HasSubstr("json is not UTF-8 at byte 1"));
   EXPECT_THAT(agent_.requests(), SizeIs(1));  // of Find
+}
+
+TEST_F(ClientTest, NamesItselfByProgramAndProcessUnlessItIsGivenAName) {
+  agent_.Append("a");
+  ASSERT_TRUE(Connect().Find("a")->Send("1").ok());
+  ASSERT_TRUE(Client::Connect({.target = agent_.target()})->Find("a")->Send("2").ok());
+  const std::vector<std::string> requests = agent_.requests();
+  EXPECT_THAT(requests, Contains(AllOf(HasSubstr("json: \"1\""), HasSubstr("client: \"test\""))));
+  EXPECT_THAT(requests,
+              Contains(AllOf(HasSubstr("json: \"2\""),
+                             HasSubstr("client: \"client_test/" + std::to_string(getpid())))));
 }
 
 TEST_F(ClientTest, ListsAllPages) {
@@ -623,6 +636,22 @@ TEST_F(ClientTest, AnObserverThatAskedToBeEndedWhenItIsTooSlowIsNotResumed) {
   EXPECT_EQ(observation->cursor().sequence(), 1);
 }
 
+TEST_F(ClientTest, AnObserverThatTheAgentGaveUpOnIsResumed) {
+  agent_.Append("a");
+  // As an agent ends a call in the middle of a write: no details.
+  agent_.CutObserve(4, grpc::Status(grpc::StatusCode::ABORTED, "STALLED: nothing was read"));
+  Client client = Connect();
+  Record record;
+  absl::StatusOr<Observation> observation = client.Observe(Earliest(), Recorder(record));
+  ASSERT_TRUE(observation.ok());
+  agent_.AwaitRequests(2);
+  agent_.Append("a");
+  record.AwaitWord("a2");
+  observation->Stop();
+  EXPECT_THAT(record.words(), ElementsAre("a1", "a2"));
+  EXPECT_THAT(agent_.requests()[1], HasSubstr("sequence: 1 "));
+}
+
 TEST_F(ClientTest, StopIsTheEndOfCallbacks) {
   Client client = Connect();
   Record record;
@@ -769,6 +798,18 @@ TEST_F(ClientTest, ListensFromNowOnToAChildThatWasFound) {
   record.Await(1);
   agent_.SetFin(v1::Fin::REASON_AGENT_STOPPING);
   EXPECT_THAT(record.Await(2), ElementsAre("2", "AGENT_STOPPING"));
+}
+
+TEST_F(ClientTest, TellsWhyAChildIsListenedToNoLonger) {
+  agent_.Append("a");
+  Client client = Connect();
+  absl::StatusOr<Child> child = client.Find("a");
+  Record record;
+  Child::Listener listener;
+  listener.on_error = [&record](const absl::Status& status) { record.Add(ErrorReason(status)); };
+  agent_.CutObserve(1, FakeAgent::Refusal(grpc::StatusCode::PERMISSION_DENIED, "NOT_ALLOWED"));
+  ASSERT_TRUE(child->Listen(listener).ok());
+  EXPECT_THAT(record.Await(1), ElementsAre("NOT_ALLOWED"));
 }
 
 TEST_F(ClientTest, WaitsForAnExitThatWas) {
@@ -1076,13 +1117,14 @@ TEST_F(ClientTest, AttachAsksInOrderAndEndsWhenAllIsAnswered) {
   EXPECT_EQ(*attachment->Send("10"), 1);
   EXPECT_EQ(*attachment->Kill(15), 2);
   EXPECT_EQ(*attachment->Send("11"), 3);
-  EXPECT_EQ(*attachment->Disconnect(), 4);
+  EXPECT_EQ(*attachment->Disconnect(v1::DISCONNECT_MODE_NOW), 4);
   attachment->Finish();
   EXPECT_TRUE(attachment->Wait().ok()) << attachment->Wait();
   EXPECT_THAT(record.words(),
               ElementsAre("ack 1", "ack 2", "ack 3", "ack 4", "fin REASON_UNSPECIFIED"));
   EXPECT_THAT(Asked(agent_.requests()),
               ElementsAre("1 send 10", "2 signal", "3 send 11", "4 disconnect"));
+  EXPECT_THAT(agent_.requests().back(), HasSubstr("mode: DISCONNECT_MODE_NOW"));
   EXPECT_EQ(attachment->Send("12").status().code(), absl::StatusCode::kFailedPrecondition);
 }
 
