@@ -1,6 +1,7 @@
 // The whole of a server: a real agent with real children, and gRPC's own client on a Unix socket.
 #include "server/server.h"
 
+#include <gmock/gmock.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/impl/client_unary_call.h>
 #include <grpcpp/security/credentials.h>
@@ -785,13 +786,16 @@ TEST_F(ServerTest, StopsAtTheFirstFailureIfAsked) {
 
 TEST_F(ServerTest, RefusesAnAttachThatBreaksItsRules) {
   const auto child = Fork(kEcho);
-  {
+  v1::AttachRequest send, signal, numbered_open;
+  send.set_number(1);
+  send.mutable_send()->set_json("1");
+  signal.mutable_signal()->set_signal(SIGTERM);
+  numbered_open.set_number(1);
+  numbered_open.mutable_open()->set_child(child.child().name());
+  for (const v1::AttachRequest& first : {send, signal, numbered_open}) {
     Context context;
     auto stream = stub_->Attach(&context);
-    v1::AttachRequest request;
-    request.set_number(1);
-    request.mutable_send()->set_json("1");
-    stream->Write(request);
+    stream->Write(first);
     ExpectError(stream->Finish(), StatusCode::INVALID_ARGUMENT, "INVALID_ARGUMENT");
   }
   {
@@ -816,6 +820,90 @@ TEST_F(ServerTest, RefusesAnAttachThatBreaksItsRules) {
     stream->WritesDone();
     ExpectError(stream->Finish(), StatusCode::INVALID_ARGUMENT, "INVALID_ARGUMENT");
   }
+}
+
+TEST_F(ServerTest, AsksInItsClientsNameAsItIsAsked) {
+  const auto child = Fork(kReadNothing);
+  Observer observer(*stub_, ObserveAfter(child));
+  FillQueue(child.child().name());
+  Context context;
+  auto stream = stub_->Attach(&context);
+  v1::AttachRequest request;
+  request.mutable_open()->set_child(child.child().name());
+  request.mutable_open()->set_client("debugger");
+  ASSERT_TRUE(stream->Write(request));
+  request.set_number(1);
+  request.mutable_send()->set_json("1");
+  request.mutable_send()->set_request_id("never used");
+  request.mutable_send()->set_repeat(true);
+  ASSERT_TRUE(stream->Write(request));
+  request.set_number(2);
+  request.mutable_signal()->set_signal(SIGURG);
+  ASSERT_TRUE(stream->Write(request));
+  // The child reads nothing: to write what is queued first would take for ever.
+  request.set_number(3);
+  request.mutable_disconnect()->set_mode(v1::DISCONNECT_MODE_NOW);
+  ASSERT_TRUE(stream->Write(request));
+  stream->WritesDone();
+  std::vector<std::string> answers;
+  for (v1::AttachResponse response; stream->Read(&response);) {
+    answers.push_back(response.has_ack()
+                          ? "through " + std::to_string(response.ack().through())
+                          : "failed " + std::to_string(response.failed().number()) + ": " +
+                                std::to_string(response.failed().status().code()));
+  }
+  EXPECT_TRUE(stream->Finish().ok());
+  EXPECT_THAT(answers, testing::ElementsAre("failed 1: 2", "through 2", "through 3"));
+  ASSERT_TRUE(observer.ReadUntil([&] { return observer.Has(v1::Event::kDisconnected); }));
+  bool undelivered = false;
+  std::vector<std::string> clients;
+  for (const v1::Event& event : observer.events) {
+    undelivered |= event.has_undelivered();
+    if (event.has_signalled()) clients.push_back(event.signalled().sender().client());
+    if (event.has_disconnected()) clients.push_back(event.disconnected().sender().client());
+  }
+  EXPECT_THAT(clients, testing::ElementsAre("debugger", "debugger"));
+  EXPECT_TRUE(undelivered);
+}
+
+TEST_F(ServerTest, ReadsNoFurtherThanItMayOweAnswers) {
+  const auto child =
+      Fork("trap 'exec cat <&3 >/dev/null' USR1; echo ready; while :; do sleep 0.01; done");
+  Observer observer(*stub_, ObserveAfter(child));
+  ASSERT_TRUE(observer.ReadUntil([&] { return observer.Has(v1::Event::kOutput); }));
+  // The socket is full, and nothing that is sent now is written.
+  v1::Child before, now;
+  do {
+    v1::SendMessageRequest large;
+    large.set_child(child.child().name());
+    large.set_json('"' + std::string(1 << 18, 'x') + '"');
+    large.set_answer_when(v1::SEND_OUTCOME_ACCEPTED);
+    Context context;
+    v1::SendMessageResponse response;
+    ASSERT_TRUE(stub_->SendMessage(&context, large, &response).ok());
+    ASSERT_TRUE(GetState(child.child().name(), &before).ok());
+  } while (before.queued_messages() < 2);
+  Attachment attachment(*stub_, child.child().name());
+  constexpr int kOwed = 16384, kCount = kOwed + 100;
+  for (int i = 0; i < kCount; ++i) ASSERT_TRUE(attachment.Send("1"));
+  attachment.HalfClose();
+  const auto end = std::chrono::steady_clock::now() + kLimit;
+  do {
+    ASSERT_TRUE(GetState(child.child().name(), &now).ok());
+  } while (now.queued_messages() < before.queued_messages() + kOwed &&
+           std::chrono::steady_clock::now() < end);
+  for (int i = 0; i < 50; ++i) ASSERT_TRUE(GetState(child.child().name(), &now).ok());
+  EXPECT_EQ(now.queued_messages(), before.queued_messages() + kOwed);
+  // The child reads: all are answered.
+  Context context;
+  v1::SignalChildRequest signal;
+  signal.set_child(child.child().name());
+  signal.set_signal(SIGUSR1);
+  v1::SignalChildResponse signalled;
+  ASSERT_TRUE(stub_->SignalChild(&context, signal, &signalled).ok());
+  const grpc::Status status = attachment.Finish();
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(attachment.through, kCount);
 }
 
 TEST_F(ServerTest, WaitsForRoomInsteadOfRefusing) {
