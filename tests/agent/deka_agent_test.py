@@ -182,8 +182,8 @@ class ServingTest(bridge.TestCase):
         self.assertEqual(stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode), 0o700)
         self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
 
-    def test_its_default_sockets(self):
-        """Without --listen: what the configuration says, else the user's own place."""
+    def test_its_sockets(self):
+        """Those of the command line, else what the configuration says, else the user's own place."""
         environment = dict(os.environ, XDG_RUNTIME_DIR=self.directory)
         config = os.path.join(self.directory, "agent.textproto")
         configured = os.path.join(self.directory, "configured.sock")
@@ -192,6 +192,7 @@ class ServingTest(bridge.TestCase):
         for arguments, path in (
             ([], os.path.join(self.directory, "deka", "agent.sock")),
             (["--config", config], configured),
+            (["--config", config, "--listen", f"unix:{self.directory}/a.sock"], f"{self.directory}/a.sock"),
         ):
             with self.subTest(arguments=arguments), subprocess.Popen(
                 [AGENT, *arguments], env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -202,6 +203,7 @@ class ServingTest(bridge.TestCase):
                 else:
                     self.fail("it does not say that it serves " + path)
                 self.assertTrue(os.path.exists(path))
+                self.assertEqual(os.path.exists(configured), path == configured)
                 process.terminate()
                 self.assertEqual(process.wait(bridge.DEADLINE_S), 0)
                 self.assertFalse(os.path.exists(path))
