@@ -25,7 +25,6 @@
 #include "CLI/CLI.hpp"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "ipc/error.h"
 #include "sdk/cpp/client.h"
 #include "tests/benchmark/agent_program.h"
 #include "tests/benchmark/figures.h"
@@ -185,7 +184,7 @@ absl::StatusOr<Figures> Idle(const Options& options) {
   while (children.size() < children_max) {
     absl::StatusOr<Child> child = watched.agent().Fork(kPlainChild);
     // Fewer descriptors make for fewer children.
-    if (ipc::ReasonOf(child.status()) == ipc::Reason::kChildrenLimit) break;
+    if (ErrorReason(child.status()) == "CHILDREN_LIMIT") break;
     if (!child.ok()) return child.status();
     children.push_back(*std::move(child));
   }
