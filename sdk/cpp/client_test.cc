@@ -1,5 +1,6 @@
 #include "sdk/cpp/client.h"
 
+#include <errno.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <stdlib.h>
@@ -206,7 +207,8 @@ TEST_F(ClientTest, NamesItselfByProgramAndProcessUnlessItIsGivenAName) {
   EXPECT_THAT(requests, Contains(AllOf(HasSubstr("json: \"1\""), HasSubstr("client: \"test\""))));
   EXPECT_THAT(requests,
               Contains(AllOf(HasSubstr("json: \"2\""),
-                             HasSubstr("client: \"client_test/" + std::to_string(getpid())))));
+                             HasSubstr(fmt::format("client: \"{}/{}", program_invocation_short_name,
+                                                   getpid())))));
 }
 
 TEST_F(ClientTest, ListsAllPages) {
@@ -638,18 +640,26 @@ TEST_F(ClientTest, AnObserverThatAskedToBeEndedWhenItIsTooSlowIsNotResumed) {
 
 TEST_F(ClientTest, AnObserverThatTheAgentGaveUpOnIsResumed) {
   agent_.Append("a");
-  // As an agent ends a call in the middle of a write: no details.
-  agent_.CutObserve(4, grpc::Status(grpc::StatusCode::ABORTED, "STALLED: nothing was read"));
   Client client = Connect();
   Record record;
+  // A call that ends in the middle of a write carries no details.
+  agent_.CutObserve(4, grpc::Status(grpc::StatusCode::ABORTED, "STALLED: nothing was read"));
   absl::StatusOr<Observation> observation = client.Observe(Earliest(), Recorder(record));
   ASSERT_TRUE(observation.ok());
   agent_.AwaitRequests(2);
   agent_.Append("a");
   record.AwaitWord("a2");
   observation->Stop();
-  EXPECT_THAT(record.words(), ElementsAre("a1", "a2"));
   EXPECT_THAT(agent_.requests()[1], HasSubstr("sequence: 1 "));
+
+  agent_.CutObserve(4, FakeAgent::Refusal(grpc::StatusCode::ABORTED, "STALLED"));
+  observation = client.Observe(Earliest(), Recorder(record));
+  ASSERT_TRUE(observation.ok());
+  agent_.AwaitRequests(4);
+  agent_.Append("a");
+  record.AwaitWord("a3");
+  observation->Stop();
+  EXPECT_THAT(record.words(), ElementsAre("a1", "a2", "a1", "a2", "a3"));
 }
 
 TEST_F(ClientTest, StopIsTheEndOfCallbacks) {
