@@ -314,11 +314,11 @@ TEST_F(ClientTest, WaitsForAnAgentThatComesBack) {
   Client client = Connect();
   absl::StatusOr<Child> child = client.Find("a");
   agent_.Go();
-  absl::Status sent;
-  std::thread sender([&] { sent = child->Send("1").status(); });
+  absl::Status described;
+  std::thread caller([&] { described = child->Describe().status(); });
   agent_.Come();
-  sender.join();
-  EXPECT_TRUE(sent.ok()) << sent;
+  caller.join();
+  EXPECT_TRUE(described.ok()) << described;
 }
 
 TEST_F(ClientTest, GivesUpOnAnAgentThatStaysAway) {
