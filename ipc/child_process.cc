@@ -403,8 +403,8 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Adopt(EventLoop& loo
   child->dialect_reason_ = "given with the channel that was adopted";
   Descriptor pidfd;
   if (pid != 0) {
-    pidfd = Descriptor(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
-    if (!pidfd.valid()) {
+    const int opened = static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
+    if (opened < 0) {
       if (errno == ESRCH) {
         return MakeError(Reason::kChildExited,
                          fmt::format("There is no process {}. Adopt its channel with pid 0 to read "
@@ -416,6 +416,9 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Adopt(EventLoop& loo
           fmt::format("Process {} cannot be watched: {}. Give the pid of a process, or 0.", pid,
                       std::strerror(errno)));
     }
+    absl::StatusOr<Descriptor> above = AboveStdio(opened, "the child's process");
+    if (!above.ok()) return above.status();
+    pidfd = *std::move(above);
   }
   if (absl::Status status = child->OpenChannel(std::move(taken), std::move(options));
       !status.ok()) {

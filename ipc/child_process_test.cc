@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "ipc/child_process_testing.h"
+#include "ipc/descriptor.h"
 #include "ipc/error.h"
 
 namespace deka::ipc {
@@ -610,6 +611,46 @@ TEST_F(ChildProcessTest, TheChildInheritsItsStdioAndItsChannelOnly) {
   ASSERT_TRUE(UntilHeard('m'));
   EXPECT_THAT(heard_.messages, ElementsAre("[0,1,2,3]"));
   close(open_to_all);
+}
+
+// This process without one of its standard descriptors.
+class WithoutDescriptor {
+ public:
+  explicit WithoutDescriptor(int number)
+      : number_(number), kept_(fcntl(number, F_DUPFD_CLOEXEC, STDERR_FILENO + 1)) {
+    close(number);
+  }
+  ~WithoutDescriptor() {
+    close(number_);
+    if (kept_.valid()) dup2(kept_.get(), number_);
+  }
+
+ private:
+  const int number_;
+  const Descriptor kept_;
+};
+
+TEST_F(ChildProcessTest, NothingOfOursTakesTheNumberOfAStandardDescriptorThatIsClosed) {
+  ForkOptions options = Shell("for n in 0 1 2; do ! [ -e /proc/$$/fd/$n ] || echo $n; done");
+  options.stdout_mode = Stdio::kPipe;
+  int ends[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+  Recorder adopted_heard;
+  absl::StatusOr<std::unique_ptr<ChildProcess>> adopted;
+  bool stdin_taken, stderr_taken;
+  {
+    const WithoutDescriptor no_stdin(0), no_stderr(2);
+    adopted = ChildProcess::Adopt(loop_, ends[0], getppid(), {}, adopted_heard);
+    Fork(std::move(options));
+    stdin_taken = fcntl(0, F_GETFD) != -1;
+    stderr_taken = fcntl(2, F_GETFD) != -1;
+  }
+  close(ends[1]);
+  ASSERT_TRUE(adopted.ok()) << adopted.status();
+  EXPECT_FALSE(stdin_taken);
+  EXPECT_FALSE(stderr_taken);
+  ASSERT_TRUE(UntilHeard('C'));
+  EXPECT_EQ(heard_.output[1], "1|");
 }
 
 TEST_F(ChildProcessTest, TheChildsEndTakesTheChannelOutOfItsEnvironment) {
