@@ -290,7 +290,7 @@ void Listener::Run() {
     for (const Refused& refused : refused_) waiting.push_back({refused.socket, POLLIN, 0});
     auto until = Clock::time_point::max();
     if (paused_until) until = *paused_until;
-    if (!refused_.empty()) until = std::min(until, refused_.front().until);
+    for (const Refused& refused : refused_) until = std::min(until, refused.until);
     if (poll(waiting.data(), waiting.size(), TimeoutMs(until)) < 0) {
       // But for a signal, the system has no memory for it now.
       if (errno != EINTR) std::this_thread::sleep_for(options_.pause_ms);
@@ -298,18 +298,12 @@ void Listener::Run() {
     }
     if (waiting[0].revents != 0) return;
 
+    const Clock::time_point now = Clock::now();
     auto ready = waiting.begin() + 1 + static_cast<ptrdiff_t>(places_.size());
     for (auto refused = refused_.begin(); refused != refused_.end(); ++ready) {
-      const bool over = ready->revents != 0 && !Answer(*refused);
-      refused = over ? refused_.erase(refused) : std::next(refused);
-    }
-    const Clock::time_point now = Clock::now();
-    while (!refused_.empty() && refused_.front().until <= now) {
-      if (refused_.front().refusal.ended()) {
-        CloseOldestRefusal();
-      } else {
-        EndOldestRefusal();
-      }
+      const bool stays =
+          (ready->revents == 0 || Answer(*refused)) && (now < refused->until || Dismiss(*refused));
+      refused = stays ? std::next(refused) : refused_.erase(refused);
     }
 
     if (paused_until && now < *paused_until) continue;
@@ -372,7 +366,7 @@ void Listener::Take(int socket) {
 }
 
 void Listener::Refuse(int socket, const absl::Status& why) {
-  if (refused_.size() >= options_.refusals_max) CloseOldestRefusal();
+  if (refused_.size() >= options_.refusals_max) EndOldestRefusal();
   Write(socket, Refusal::Begin());
   refused_.push_back({socket, Refusal(why), Clock::now() + options_.refusal_ms_max});
 }
@@ -393,16 +387,20 @@ bool Listener::Answer(Refused& refused) {
   return false;
 }
 
-void Listener::EndOldestRefusal() {
-  Refused oldest = std::move(refused_.front());
-  refused_.pop_front();
-  Write(oldest.socket, oldest.refusal.End());
-  shutdown(oldest.socket, SHUT_WR);
-  oldest.until = Clock::now() + options_.refusal_ms_max;
-  refused_.push_back(std::move(oldest));
+bool Listener::Dismiss(Refused& refused) {
+  if (!std::exchange(refused.asked_to_leave, true)) {
+    const bool wrote = Write(refused.socket, refused.refusal.AskToLeave());
+    if (refused.refusal.ended()) shutdown(refused.socket, SHUT_WR);
+    refused.until = Clock::now() + options_.refusal_ms_max;
+    if (wrote) return true;
+  } else {
+    Write(refused.socket, refused.refusal.End());
+  }
+  close(refused.socket);
+  return false;
 }
 
-void Listener::CloseOldestRefusal() {
+void Listener::EndOldestRefusal() {
   Refused& oldest = refused_.front();
   Write(oldest.socket, oldest.refusal.End());
   close(oldest.socket);

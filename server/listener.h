@@ -2,16 +2,16 @@
 //
 //   unix:PATH -> directory 0700 -> flock on PATH.lock -> stale socket removed -> bind, listen
 //   accept4 -> same user (SO_PEERCRED) -> below connections_max -> the server, which owns it
-//     else  -> Refusal: its calls are answered with why, for a while; then it is closed
+//     else  -> Refusal: its calls are answered with why, then its client is asked to leave
 //
 // The lock decides who serves: a program that ended without a word leaves a socket file behind,
 // but no lock. Lock files stay where they are.
 //
 // When no descriptor is left, accepting pauses: clients wait in the backlog meanwhile. The client
-// of a connection that is refused is answered for refusal_ms_max, and has as long again to close it
-// (a client that writes to a closed connection reports that, and not what it was told);
-// refusals_max of them are heard at once, a further one takes the place of the oldest. None of them
-// delays the listener.
+// of a connection that is refused has refusal_ms_max to hear why, and as long again to leave when
+// it is asked to (a client that writes to a closed connection reports that, and not what it was
+// told); its calls are answered until then. refusals_max of them are heard at once, a further one
+// takes the place of the oldest. None of them delays the listener.
 //
 // Thread: any, one at a time. Connections are given out on a thread of the listener's own.
 #ifndef SERVER_LISTENER_H_
@@ -51,6 +51,7 @@ class Listener {
     size_t connections_max = 1024;       // at once
     uid_t user = 0;                      // whose connections are taken
     size_t refusals_max = 64;            // at once, beside those; at least 1
+    // To hear why, and once more to leave.
     std::chrono::milliseconds refusal_ms_max{1000};
     // How long accepting pauses when no descriptor is left.
     std::chrono::milliseconds pause_ms{100};
@@ -106,6 +107,7 @@ class Listener {
     int socket;
     Refusal refusal;
     Clock::time_point until;
+    bool asked_to_leave = false;
   };
 
   // A connection that was given away. gRPC does not tell when it ends, but keeps its descriptor
@@ -126,9 +128,10 @@ class Listener {
   void Refuse(int socket, const absl::Status& why);
   // Answers what its client has written. False: it is over.
   bool Answer(Refused& refused);
-  // Nothing more is written: its client has the time to read this, and to close it.
+  // When its time is over: asks its client to leave, and when that time is over too, ends it.
+  // False: it is over.
+  bool Dismiss(Refused& refused);
   void EndOldestRefusal();
-  void CloseOldestRefusal();
   bool HasRoom();
   void ForgetEnded();
 
@@ -140,7 +143,7 @@ class Listener {
   std::thread thread_;
   // The listener's thread, while it runs.
   std::vector<Connection> connections_;
-  std::deque<Refused> refused_;  // in the order of `until`
+  std::deque<Refused> refused_;  // the oldest first
   Counts counts_;
 };
 

@@ -11,6 +11,7 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -18,7 +19,9 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <ostream>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -39,6 +42,32 @@ mode_t ModeOf(const std::string& path) {
   struct stat status = {};
   return lstat(path.c_str(), &status) == 0 ? status.st_mode & 07777 : 0;
 }
+
+constexpr char kHeaders = 1, kSettings = 4, kGoAway = 7;
+constexpr size_t kFrameHeaderBytes = 9;
+const std::string kPreface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+// What a test looks at of a frame of HTTP/2.
+struct Frame {
+  char type = 0;
+  uint32_t stream = 0;
+  uint32_t last_stream = 0;  // of GOAWAY
+
+  bool operator==(const Frame&) const = default;
+};
+
+void PrintTo(const Frame& frame, std::ostream* out) {
+  *out << "type " << int{frame.type} << " of " << frame.stream << ", last " << frame.last_stream;
+}
+
+uint32_t Number(std::string_view bytes) {
+  uint32_t number = 0;
+  for (const char byte : bytes) number = number << 8 | static_cast<unsigned char>(byte);
+  return number;
+}
+
+// A client's, empty, of a stream below 128.
+std::string HeadersOf(char stream) { return {0, 0, 0, kHeaders, 0, 0, 0, 0, stream}; }
 
 // A descriptor of the test's own.
 class Socket {
@@ -63,6 +92,25 @@ class Socket {
     return bind(socket_, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
   }
 
+  void Write(const std::string& bytes) const {
+    EXPECT_EQ(send(socket_, bytes.data(), bytes.size(), MSG_NOSIGNAL),
+              static_cast<ssize_t>(bytes.size()));
+  }
+
+  // The next frames of HTTP/2; fewer if the other end closes before.
+  std::vector<Frame> ReadFrames(size_t count) const {
+    std::vector<Frame> frames;
+    while (frames.size() < count) {
+      const std::string header = Read(kFrameHeaderBytes);
+      if (header.size() < kFrameHeaderBytes) break;
+      Frame frame = {header[3], Number(header.substr(5))};
+      const std::string payload = Read(Number(header.substr(0, 3)));
+      if (frame.type == kGoAway) frame.last_stream = Number(payload.substr(0, 4));
+      frames.push_back(frame);
+    }
+    return frames;
+  }
+
   // All that comes until the other end closes.
   std::string ReadAll() const {
     std::string all;
@@ -77,6 +125,21 @@ class Socket {
   }
 
  private:
+  // So many bytes; fewer if no more come.
+  std::string Read(size_t size) const {
+    std::string bytes(size, '\0');
+    size_t count = 0;
+    while (count < size) {
+      pollfd wait = {socket_, POLLIN, 0};
+      if (poll(&wait, 1, kLimitMs) <= 0) break;
+      const ssize_t more = read(socket_, bytes.data() + count, size - count);
+      if (more <= 0) break;
+      count += static_cast<size_t>(more);
+    }
+    bytes.resize(count);
+    return bytes;
+  }
+
   static sockaddr_un Address(const std::string& path) {
     sockaddr_un address = {};
     address.sun_family = AF_UNIX;
@@ -333,6 +396,32 @@ TEST_F(ListenerTest, ListensToARefusedClientForALimitedTime) {
   pollfd wait = {client.get(), 0, 0};
   EXPECT_EQ(poll(&wait, 1, kLimitMs), 1);
   EXPECT_NE(wait.revents & POLLHUP, 0);
+}
+
+TEST_F(ListenerTest, AnswersARefusedClientUntilItCloses) {
+  const auto listener = RefuseAll(1);
+  Start(*listener);
+  const Socket client = Socket::Unix();
+  ASSERT_TRUE(client.Connect(path_));
+  EXPECT_EQ(client.ReadFrames(1), (std::vector<Frame>{{kSettings, 0}}));
+  client.Write(kPreface + HeadersOf(1));
+  EXPECT_EQ(client.ReadFrames(1), (std::vector<Frame>{{kHeaders, 1}}));
+  client.Write(HeadersOf(3) + HeadersOf(5));
+  EXPECT_EQ(client.ReadFrames(2), (std::vector<Frame>{{kHeaders, 3}, {kHeaders, 5}}));
+  ASSERT_EQ(shutdown(client.get(), SHUT_WR), 0);
+  EXPECT_EQ(client.ReadAll(), "");
+}
+
+TEST_F(ListenerTest, AsksARefusedClientToLeaveAndWaitsForItALimitedTime) {
+  const auto listener = Listen(0);
+  const Socket client = Socket::Unix();
+  ASSERT_TRUE(client.Connect(path_));
+  client.Write(kPreface + HeadersOf(1));
+  Start(*listener);
+  EXPECT_EQ(client.ReadFrames(4),
+            (std::vector<Frame>{
+                {kSettings, 0}, {kHeaders, 1}, {kGoAway, 0, 0x7FFFFFFF}, {kGoAway, 0, 1}}));
+  EXPECT_EQ(client.ReadAll(), "");
 }
 
 TEST_F(ListenerTest, ListensToALimitedNumberOfRefusedClients) {

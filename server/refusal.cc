@@ -18,6 +18,7 @@ constexpr char kHeaders = 1, kSettings = 4, kGoAway = 7;
 constexpr char kEndStream = 1, kEndHeaders = 4;
 constexpr uint32_t kNoError = 0;
 constexpr uint32_t kStreamMask = 0x7FFFFFFF;
+constexpr uint32_t kStreamMax = kStreamMask;
 
 std::string Uint32(uint32_t value) {
   return {static_cast<char>(value >> 24), static_cast<char>(value >> 16),
@@ -115,6 +116,12 @@ std::string Refusal::Take(std::string_view bytes) {
     header_.clear();
   }
   return answers;
+}
+
+std::string Refusal::AskToLeave() {
+  if (preface_ < kPreface.size()) return End();
+  if (ended_) return "";
+  return Frame(kGoAway, 0, 0, Uint32(kStreamMax) + Uint32(kNoError) + message_);
 }
 
 std::string Refusal::End() {

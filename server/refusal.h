@@ -3,12 +3,17 @@
 //                                   SETTINGS ->
 //   <- preface, SETTINGS, HEADERS of a call
 //                                   HEADERS: the error, which ends the call ->
-//   ...                             End(): GOAWAY: the calls until here are answered ->
+//   <- HEADERS of a further call
+//                                   HEADERS ->
+//                                   GOAWAY: make the next one elsewhere ->
+//   <- HEADERS of a call that was on its way
+//                                   HEADERS ->
+//   the client closes
 //
 // A gRPC client whose connection is refused in any other way does not learn why. If it ends before
 // SETTINGS the client reports how it ended; if GOAWAY names no call, the client makes the same call
-// on a new connection at once, and again and again; if it ends with its answers, a client that is
-// about to make more calls may report that end for all of them.
+// on a new connection at once, and again and again; if the connection ends while the client writes,
+// what it has not read is lost.
 //
 // Code without IO: who owns the socket writes what it is given, in this order, and closes the
 // writing side when ended() is true. Thread: one at a time.
@@ -32,12 +37,15 @@ class Refusal {
   // What is written first.
   static std::string Begin();
 
-  // What is written upon these bytes of the client, however they are cut. A client that speaks
-  // another protocol gets End().
+  // What is written upon these bytes of the client, however they are cut: an answer to each call. A
+  // client that speaks another protocol gets End().
   std::string Take(std::string_view bytes);
 
-  // What is written when its client has been heard for long enough. It ends with the error's
-  // message as text.
+  // What asks the client to leave. Calls that it makes nevertheless are answered. One that has not
+  // begun HTTP/2 gets End().
+  std::string AskToLeave();
+
+  // What is written when no call is answered any more. It ends with the error's message as text.
   std::string End();
 
   // Nothing more is written.

@@ -127,24 +127,66 @@ TEST(Refusal, AnswersACallWithTheWholeError) {
   EXPECT_EQ(info.metadata().at("limit"), "5");
 }
 
-TEST(Refusal, NamesTheLastCallThatItAnswered) {
+TEST(Refusal, AnswersEachCallOnce) {
   Refusal refusal(Why());
-  std::string bytes = refusal.Take(Client({1, 3}));
-  bytes += refusal.Take(Written(kHeaders, 5));
+  const std::vector<Frame> frames = FramesOf(refusal.Take(Client({1, 3, 5})));
+  ASSERT_EQ(frames.size(), 3u);
+  for (const uint32_t i : {0, 1, 2}) {
+    EXPECT_EQ(frames[i].type, kHeaders);
+    EXPECT_EQ(frames[i].stream, 2 * i + 1);
+  }
+  EXPECT_EQ(refusal.Take(Written(kHeaders, 3)), "") << "trailers";
+  const std::vector<Frame> later = FramesOf(refusal.Take(Written(kHeaders, 7)));
+  ASSERT_EQ(later.size(), 1u);
+  EXPECT_EQ(later[0].stream, 7u);
+  EXPECT_EQ(later[0].payload, frames[0].payload);
   EXPECT_FALSE(refusal.ended());
-  bytes += refusal.End();
-  const std::vector<Frame> frames = FramesOf(bytes);
-  ASSERT_EQ(frames.size(), 4u);
-  for (const uint32_t i : {0, 1, 2}) EXPECT_EQ(frames[i].stream, 2 * i + 1);
-  EXPECT_EQ(frames[3].type, kGoAway);
-  EXPECT_EQ(frames[3].stream, 0u);
-  EXPECT_EQ(Number(frames[3].payload.substr(0, 4)), 5u);
-  EXPECT_EQ(Number(frames[3].payload.substr(4, 4)), 0u);
-  EXPECT_EQ(frames[3].payload.substr(8), "100 % are taken.");
+}
+
+void ExpectGoAway(const Frame& frame, uint32_t last_stream) {
+  EXPECT_EQ(frame.type, kGoAway);
+  EXPECT_EQ(frame.stream, 0u);
+  EXPECT_EQ(Number(frame.payload.substr(0, 4)), last_stream);
+  EXPECT_EQ(Number(frame.payload.substr(4, 4)), 0u);
+  EXPECT_EQ(frame.payload.substr(8), "100 % are taken.");
+}
+
+TEST(Refusal, AnswersAClientThatIsAskedToLeaveUntilItHas) {
+  Refusal refusal(Why());
+  (void)refusal.Take(Client({1}));
+  std::vector<Frame> frames = FramesOf(refusal.AskToLeave());
+  ASSERT_EQ(frames.size(), 1u);
+  // No call is named as one that is not answered.
+  ExpectGoAway(frames[0], 0x7FFFFFFF);
+  EXPECT_FALSE(refusal.ended());
+  frames = FramesOf(refusal.Take(Written(kHeaders, 3)));
+  ASSERT_EQ(frames.size(), 1u);
+  EXPECT_EQ(frames[0].type, kHeaders);
+  EXPECT_EQ(frames[0].stream, 3u);
+}
+
+TEST(Refusal, NamesTheLastCallThatItAnsweredAtItsEnd) {
+  Refusal refusal(Why());
+  (void)refusal.Take(Client({1, 3, 5}));
+  const std::vector<Frame> frames = FramesOf(refusal.End());
+  ASSERT_EQ(frames.size(), 1u);
+  ExpectGoAway(frames[0], 5);
   // The client makes what comes later on another connection.
   EXPECT_TRUE(refusal.ended());
   EXPECT_EQ(refusal.Take(Written(kHeaders, 7)), "");
+  EXPECT_EQ(refusal.AskToLeave(), "");
   EXPECT_EQ(refusal.End(), "");
+}
+
+TEST(Refusal, WaitsForNoneThatHasNotBegunWhenItAsksToLeave) {
+  for (const std::string_view client : {std::string_view(), kPreface.substr(0, 23)}) {
+    Refusal refusal(Why());
+    EXPECT_EQ(refusal.Take(client), "");
+    const std::vector<Frame> frames = FramesOf(refusal.AskToLeave());
+    EXPECT_TRUE(refusal.ended());
+    ASSERT_EQ(frames.size(), 1u);
+    ExpectGoAway(frames[0], 0);
+  }
 }
 
 TEST(Refusal, TakesItsClientHoweverItIsCut) {

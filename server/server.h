@@ -30,7 +30,8 @@ class Server {
  public:
   struct Options {
     std::vector<std::string> listen = {};  // `unix:PATH` each; empty: ipc::DefaultAddress()
-    // At once; the calls of one more are answered with kConnectionsLimit, then it is closed.
+    // At once; the calls of one more are answered with kConnectionsLimit, then its client is asked
+    // to leave.
     size_t connections_max = 1024;
     // For a client to begin HTTP/2 (its SETTINGS), then its connection is closed: who connects and
     // says nothing takes nobody's place for longer.

@@ -1113,6 +1113,23 @@ TEST_F(ServerTest, AnswersEveryCallOfAConnectionThatIsRefused) {
   }
 }
 
+TEST_F(ServerTest, GoesOnTellingAClientWhoseConnectionsAreRefused) {
+  Start({}, {.connections_max = 1});
+  Fork(kEcho);
+  const auto other = Connect();
+  // For longer than one connection is heard and asked to leave: no call is lost on the way.
+  const auto end = std::chrono::steady_clock::now() + milliseconds(2'500);
+  while (std::chrono::steady_clock::now() < end) {
+    Context context;
+    v1::ListChildrenRequest request;
+    request.set_parent("agents/-");
+    v1::ListChildrenResponse response;
+    const grpc::Status status = other->ListChildren(&context, request, &response);
+    ExpectError(status, StatusCode::RESOURCE_EXHAUSTED, "CONNECTIONS_LIMIT");
+    if (HasFailure()) break;
+  }
+}
+
 TEST_F(ServerTest, ClosesConnectionsThatSayNothing) {
   Start({}, {.connections_max = 3, .handshake_ms_max = milliseconds(200)});
   const auto child = Fork(kEcho);
