@@ -417,11 +417,14 @@ TEST_F(ListenerTest, AsksARefusedClientToLeaveAndWaitsForItALimitedTime) {
   const Socket client = Socket::Unix();
   ASSERT_TRUE(client.Connect(path_));
   client.Write(kPreface + HeadersOf(1));
+  const auto begin = std::chrono::steady_clock::now();
   Start(*listener);
   EXPECT_EQ(client.ReadFrames(4),
             (std::vector<Frame>{
                 {kSettings, 0}, {kHeaders, 1}, {kGoAway, 0, 0x7FFFFFFF}, {kGoAway, 0, 1}}));
   EXPECT_EQ(client.ReadAll(), "");
+  // Once to hear, and once more to leave.
+  EXPECT_GE(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(2 * 50));
 }
 
 TEST_F(ListenerTest, ListensToALimitedNumberOfRefusedClients) {
