@@ -33,6 +33,13 @@ def log_lines(text):
     return lines
 
 
+def few_descriptors():
+    """For a process that is to be started: 300, and no way to more."""
+    # Root may raise them again, unless it has lost CAP_SYS_RESOURCE (PR_CAPBSET_DROP).
+    ctypes.CDLL(None).prctl(24, 24, 0, 0, 0)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
+
+
 class ProgramTest(bridge.TestCase):
     """What ends before it serves."""
 
@@ -144,12 +151,6 @@ class ProgramTest(bridge.TestCase):
 
     def test_no_room_for_so_many_children(self):
         """Limits that the descriptors do not allow are lowered, and said: loudly to who has asked for them."""
-
-        def few_descriptors():
-            # Root may raise them again, unless it has lost CAP_SYS_RESOURCE (PR_CAPBSET_DROP).
-            ctypes.CDLL(None).prctl(24, 24, 0, 0, 0)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
-
         allowed = "The limit of 300 descriptors allows 8 children (children_max was {})"
         also = " and 11 connections (connections_max was {})"
         for limits, level, said in (
@@ -208,6 +209,19 @@ class ServingTest(bridge.TestCase):
                 self.assertEqual(process.wait(bridge.DEADLINE_S), 0)
                 self.assertFalse(os.path.exists(path))
 
+    def test_several_sockets(self):
+        """Each leads to the same agent, and they share its limits."""
+        other = f"unix:{self.directory}/other.sock"
+        agent = self.start_agent("limits { connections_max: 2 }\n", arguments=["--listen", other])
+        child = agent.fork("echo.py")
+        request = api.GetChildRequest(name=child.name)
+        stub = bridge_service_pb2_grpc.BridgeServiceStub(agent.connect(target=other))
+        self.assertEqual(bridge.answer(stub.GetChild, request).child.pid, child.pid)
+        for target in (agent.target, other):
+            stub = bridge_service_pb2_grpc.BridgeServiceStub(agent.connect(target=target))
+            with self.assertRefused(Code.RESOURCE_EXHAUSTED, "CONNECTIONS_LIMIT"):
+                bridge.answer(stub.GetChild, request)
+
     def test_a_second_agent(self):
         agent = self.start_agent()
         child = agent.fork("echo.py", display_name="first")
@@ -253,6 +267,22 @@ class ServingTest(bridge.TestCase):
         agent.fork("echo.py")
         with self.assertRefused(Code.RESOURCE_EXHAUSTED, "CHILDREN_LIMIT"):
             agent.fork("echo.py")
+
+    def test_limits_that_were_lowered(self):
+        """What the descriptors do not allow is refused as beyond any limit, and they do allow what is left."""
+        agent = self.start_agent("limits { children_max: 100 connections_max: 12 }\n", preexec_fn=few_descriptors)
+        for _ in range(8):
+            agent.fork("/bin/sh", "-c", "read -r line <&3")
+        with self.assertRefused(Code.RESOURCE_EXHAUSTED, "CHILDREN_LIMIT") as refused:
+            agent.fork("/bin/sh", "-c", "read -r line <&3")
+        self.assertEqual(refused.refusal.metadata["limit"], "8")
+        request = api.ListChildrenRequest(parent="agents/-")
+        stubs = [bridge_service_pb2_grpc.BridgeServiceStub(agent.connect()) for _ in range(11)]
+        for stub in stubs[:-1]:
+            self.assertEqual(len(bridge.answer(stub.ListChildren, request).children), 8)
+        with self.assertRefused(Code.RESOURCE_EXHAUSTED, "CONNECTIONS_LIMIT") as refused:
+            bridge.answer(stubs[-1].ListChildren, request)
+        self.assertEqual(refused.refusal.metadata["limit"], "11")
 
     def test_one_connection_too_many(self):
         """A client hears why each of its calls is refused, and is served when there is room."""

@@ -263,7 +263,7 @@ class Child:
 class Agent:
     """A deka-agent of its own on a socket of its own."""
 
-    def __init__(self, directory, config=None, arguments=()):
+    def __init__(self, directory, config=None, arguments=(), preexec_fn=None):
         self.directory = directory
         self.path = os.path.join(directory, "agent.sock")
         self.target = "unix:" + self.path
@@ -278,15 +278,17 @@ class Agent:
                 file.write(config)
             command += ["--config", config_path]
         with open(self.log_path, "ab") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=preexec_fn
+            )
         self.channel = self.connect()
         self.stub = bridge_service_pb2_grpc.BridgeServiceStub(self.channel)
         self._wait_until_served()
 
-    def connect(self, options=()):
+    def connect(self, options=(), target=None):
         """A connection of its own to the agent."""
         channel = grpc.insecure_channel(
-            self.target,
+            target or self.target,
             options=[
                 ("grpc.use_local_subchannel_pool", 1),
                 # An agent that has just been started listens soon.
@@ -466,9 +468,9 @@ class TestCase(unittest.TestCase):
         self.directory = tempfile.mkdtemp(prefix="deka-test-", dir="/tmp")
         self.addCleanup(shutil.rmtree, self.directory, True)
 
-    def start_agent(self, config=None, arguments=()):
+    def start_agent(self, config=None, arguments=(), preexec_fn=None):
         """Starts an agent that must end with code 0 when the test ends, with every child that it forked."""
-        agent = Agent(self.directory, config, arguments)
+        agent = Agent(self.directory, config, arguments, preexec_fn)
         self.addCleanup(self._finish, agent)
         return agent
 
