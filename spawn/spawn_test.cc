@@ -182,6 +182,11 @@ class Directory {
     EXPECT_EQ(chmod(made_.back().c_str(), mode), 0);
     return made_.back();
   }
+  std::string Link(const std::string& name, const std::string& target) {
+    made_.push_back(path_ + "/" + name);
+    EXPECT_EQ(symlink(target.c_str(), made_.back().c_str()), 0);
+    return made_.back();
+  }
   const std::string& path() const { return path_; }
 
  private:
@@ -192,14 +197,16 @@ class Directory {
 // ---- Starting and ending
 
 TEST(SpawnTest, ExitCodeComesBack) {
-  Call call({"/bin/sh", "-c", "exit 7"});
-  const Started started = call();
-  ASSERT_GT(started.pid, 0);
-  const Ended ended = WaitFor(started.pidfd);
-  EXPECT_EQ(ended.how, Ended::How::kExited);
-  EXPECT_EQ(ended.value, 7);
-  EXPECT_FALSE(ended.stolen);
-  close(started.pidfd);
+  for (const int code : {0, 7, 255}) {
+    Call call({"/bin/sh", "-c", "exit " + std::to_string(code)});
+    const Started started = call();
+    ASSERT_GT(started.pid, 0);
+    const Ended ended = WaitFor(started.pidfd);
+    EXPECT_EQ(ended.how, Ended::How::kExited);
+    EXPECT_EQ(ended.value, code);
+    EXPECT_FALSE(ended.stolen);
+    close(started.pidfd);
+  }
 }
 
 TEST(SpawnTest, SignalEndsTheProcessAndComesBack) {
@@ -241,19 +248,23 @@ TEST(SpawnTest, PidfdIsCloseOnExec) {
 }
 
 TEST(SpawnTest, PidfdIsNoStandardDescriptor) {
-  const int standard_input = fcntl(0, F_DUPFD_CLOEXEC, 3);
-  close(0);
-  Call call({"/bin/true"});
-  const Started started = call();
-  if (standard_input >= 0) {
-    EXPECT_EQ(dup2(standard_input, 0), 0);
-    close(standard_input);
+  for (const int standard : {0, 1, 2}) {
+    const int kept = fcntl(standard, F_DUPFD_CLOEXEC, 3);
+    close(standard);
+    Call call({"/bin/true"});
+    const Started started = call();
+    const bool taken = fcntl(standard, F_GETFD) != -1;
+    if (kept >= 0) {
+      EXPECT_EQ(dup2(kept, standard), standard);
+      close(kept);
+    }
+    ASSERT_GT(started.pid, 0);
+    EXPECT_FALSE(taken) << standard;
+    EXPECT_GT(started.pidfd, 2);
+    EXPECT_EQ(fcntl(started.pidfd, F_GETFD), FD_CLOEXEC);
+    EXPECT_EQ(WaitFor(started.pidfd).value, 0);
+    close(started.pidfd);
   }
-  ASSERT_GT(started.pid, 0);
-  EXPECT_GT(started.pidfd, 2);
-  EXPECT_EQ(fcntl(started.pidfd, F_GETFD), FD_CLOEXEC);
-  EXPECT_EQ(WaitFor(started.pidfd).value, 0);
-  close(started.pidfd);
 }
 
 TEST(SpawnTest, ArgumentsAndEnvironmentArrive) {
@@ -500,9 +511,10 @@ TEST_F(MappingTest, EveryPermutation) {
 TEST(SpawnTest, SignalsAreReset) {
   struct sigaction ignore = {};
   ignore.sa_handler = SIG_IGN;
-  struct sigaction pipe_before, user_before;
+  struct sigaction pipe_before, user_before, real_time_before;
   sigaction(SIGPIPE, &ignore, &pipe_before);
   sigaction(SIGUSR1, &ignore, &user_before);
+  sigaction(SIGRTMAX, &ignore, &real_time_before);
   sigset_t blocked, mask_before;
   sigemptyset(&blocked);
   sigaddset(&blocked, SIGTERM);
@@ -524,6 +536,7 @@ TEST(SpawnTest, SignalsAreReset) {
   sigaction(SIGPIPE, &pipe_before, &now);
   EXPECT_EQ(now.sa_handler, SIG_IGN);
   sigaction(SIGUSR1, &user_before, nullptr);
+  sigaction(SIGRTMAX, &real_time_before, nullptr);
 }
 
 std::atomic<int> handled_in_caller;
@@ -626,9 +639,24 @@ TEST_F(PathTest, RemembersThatOneWasDenied) {
 }
 
 TEST_F(PathTest, GoesOnAfterWhatIsNoDirectory) {
-  Call call({"only"});
-  call.environment = {"PATH=/no/such:" + file_ + ":" + std::string(5000, 'x') + ":" + second_};
+  const std::string loop = directory_.Link("loop", "loop");
+  for (const std::string& entry :
+       {std::string("/no/such"), file_, loop, std::string(300, 'x'), std::string(5000, 'x')}) {
+    Call call({"only"});
+    call.environment = {"PATH=" + entry + ":" + second_};
+    EXPECT_EQ(OutputOf(call), "only\n") << entry;
+  }
+}
+
+TEST_F(PathTest, AnEntryMayBeAsLongAsAPathAndNotLonger) {
+  const std::string name = "only";
+  // 4,095 bytes with the slash and the name.
+  const std::string entry = second_ + std::string(4095 - second_.size() - 1 - name.size(), '/');
+  Call call({name});
+  call.environment = {"PATH=" + entry};
   EXPECT_EQ(OutputOf(call), "only\n");
+  call.environment = {"PATH=" + entry + "/"};
+  EXPECT_EQ(call().error, ENOENT);
 }
 
 TEST_F(PathTest, EmptyEntryIsTheDirectory) {
