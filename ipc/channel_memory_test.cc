@@ -137,13 +137,23 @@ TEST(ChannelMemoryTest, FitsWhatItWasMadeForAndNotMore) {
 }
 
 TEST(ChannelMemoryTest, ALimitOfAnySizeLeavesRoomForOneRead) {
-  for (size_t message_bytes_max : {size_t{1}, size_t{61438}, size_t{61439}, size_t{64} << 20}) {
+  for (size_t message_bytes_max :
+       {size_t{1}, size_t{61438}, size_t{61439}, size_t{61440}, size_t{64} << 20}) {
     ChannelMemory memory = Make({.message_bytes_max = message_bytes_max});
     const ChannelMemory::Control& control = memory.control();
     EXPECT_GE(control.inbox_capacity,
               message_bytes_max + kEnvelopeBytesMax + 1 + ChannelMemory::kReadBytesMax);
     EXPECT_GE(control.out_capacity, (size_t{4} << 20) + message_bytes_max + kEnvelopeBytesMax);
   }
+}
+
+TEST(ChannelMemoryTest, AFullQueueLeavesRoomForTheChannelsOwnFrames) {
+  // Without them it would be a power of two.
+  const ChannelMemory::Limits limits = {.message_bytes_max = 61440, .queue_bytes_max = 65536};
+  const size_t full = limits.queue_bytes_max + limits.message_bytes_max + kEnvelopeBytesMax;
+  ASSERT_EQ(full, size_t{1} << 17);
+  EXPECT_GE(Make(limits).control().out_capacity,
+            full + ChannelMemory::kOwnSendsMax * HandleNack().size());
 }
 
 TEST(ChannelMemoryTest, TakesARegionOfTheCallerAndLeavesItThere) {
@@ -399,6 +409,17 @@ TEST(OutboxTest, DroppingTheFrontDropsWhatIsNotWrittenOfIt) {
   outbox.PopFront();
   EXPECT_TRUE(outbox.empty());
   EXPECT_EQ(outbox.bytes(), 0u);
+}
+
+TEST(OutboxTest, DroppingTheFrontDropsACancelledOneToo) {
+  ChannelMemory memory = Make();
+  Outbox outbox(memory);
+  for (uint64_t tag = 1; tag <= 3; ++tag) Put(outbox, tag, std::to_string(tag));
+  EXPECT_TRUE(outbox.Cancel(2));
+  outbox.PopFront();
+  outbox.PopFront();
+  EXPECT_EQ(outbox.sends(), 1u);
+  EXPECT_EQ(NextBytes(outbox), "<3>");
 }
 
 TEST(OutboxTest, HasRoomForTheQueueOneMessageAndTheChannelsOwn) {

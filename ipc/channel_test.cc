@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -18,6 +19,7 @@
 #include <optional>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "ipc/descriptor.h"
@@ -95,18 +97,34 @@ class Recorder : public Channel::Listener, public Calls {
 class ChannelTest : public testing::Test {
  protected:
   ChannelTest() {
+    MakeSocketPair();
+    options_.dialect = Dialect::kNode;
+  }
+
+  void MakeSocketPair() {
     int ends[2];
     EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
     ours_ = Descriptor(ends[0]);
     peer_ = Descriptor(ends[1]);
     fcntl(peer_.get(), F_SETFL, O_NONBLOCK);
-    options_.dialect = Dialect::kNode;
+    peer_saw_end_ = false;
+  }
+
+  // The socket takes a few kilobytes from this side.
+  void MakeSocketSmall() {
+    constexpr int kBytes = 4096;
+    EXPECT_EQ(setsockopt(ours_.get(), SOL_SOCKET, SO_SNDBUF, &kBytes, sizeof(kBytes)), 0);
   }
 
   void Open() {
+    channel_.reset();
     absl::StatusOr<ChannelMemory> memory = ChannelMemory::Allocate(options_.memory_limits());
     ASSERT_TRUE(memory.ok()) << memory.status();
-    memory_ = *std::move(memory);
+    memory_.emplace(*std::move(memory));
+    OpenInMemory();
+  }
+
+  void OpenInMemory() {
     absl::StatusOr<std::unique_ptr<Channel>> channel =
         Channel::Open(loop_, ours_.get(), *memory_, options_, heard_);
     ASSERT_TRUE(channel.ok()) << channel.status();
@@ -466,6 +484,23 @@ TEST_F(ChannelTest, EndOfFileInTheMiddleOfAFrameIsTold) {
   EXPECT_EQ(heard_.order.back(), 'c');
 }
 
+TEST_F(ChannelTest, OfAFrameWithoutAnEndTheFirstBytesAreTold) {
+  std::string text;
+  for (int i = 0; i < 100; ++i) text += static_cast<char>('0' + i % 10);
+  for (const size_t size : {Channel::kBadFrameBytes, Channel::kBadFrameBytes + 1}) {
+    SCOPED_TRACE(size);
+    heard_ = Recorder();
+    MakeSocketPair();
+    Open();
+    Write(text.substr(0, size));
+    peer_.Close();
+    ASSERT_TRUE(UntilClosed());
+    ASSERT_EQ(heard_.bad.size(), 1u);
+    EXPECT_EQ(heard_.bad[0].bytes, text.substr(0, Channel::kBadFrameBytes));
+    EXPECT_EQ(heard_.bad[0].size_bytes, size);
+  }
+}
+
 TEST_F(ChannelTest, EndOfFileInTheMiddleOfALineThatIsTooLongIsTold) {
   options_.message_bytes_max = 10;
   Open();
@@ -635,6 +670,30 @@ TEST_F(ChannelTest, LineBreaksBetweenTokensAreSentAsSpaces) {
   EXPECT_EQ(ReadPeerUntil(22), "{    \"a\": [ 1, 2 ] } \n");
 }
 
+TEST_F(ChannelTest, LineBreaksAreSentAsSpacesWhereverAMessageLiesInTheRing) {
+  options_.message_bytes_max = 1000;
+  options_.queue_bytes_max = 20000;
+  MakeSocketSmall();
+  Open();
+  const std::string breaks(500, '\n'), spaces(500, ' ');
+  const size_t ring_bytes = memory_->control().out_capacity;
+  std::string received, expected;
+  while (expected.size() < 3 * ring_bytes) {
+    while (channel_->Send("[1" + breaks + ",2]", 0).ok()) expected += "[1" + spaces + ",2]\n";
+    // The queue is never empty: it would begin again at the first byte of its ring.
+    ASSERT_TRUE(Until([&] {
+      char bytes[600];
+      const ssize_t count = read(peer_.get(), bytes, sizeof(bytes));
+      if (count > 0) received.append(bytes, static_cast<size_t>(count));
+      loop_.Post([] {});  // a turn, though the socket may have no room yet
+      return channel_->queued_bytes() <= 15000;
+    }));
+    ASSERT_GT(channel_->queued_messages(), 0u);
+  }
+  received += ReadPeerUntil(expected.size() - received.size());
+  EXPECT_TRUE(received == expected);
+}
+
 TEST_F(ChannelTest, RefusesWhatIsNoMessageAndQueuesNothing) {
   Open();
   for (const char* json :
@@ -697,6 +756,24 @@ TEST_F(ChannelTest, SaysWhenMuchWaitsAndWhenItNoLongerDoes) {
   ASSERT_TRUE(UntilSent(2));
   ASSERT_TRUE(Until([&] { return heard_.Count('d') == 1; }));
   EXPECT_EQ(heard_.order, "swswd");
+}
+
+TEST_F(ChannelTest, AtTheMarkMuchWaitsAndBelowItTheDrainIsTold) {
+  MakeSocketSmall();
+  Open();
+  Send(JsonOf(100000), kBlocker);
+  ASSERT_TRUE(Until([&] { return channel_->queued_bytes() < 100000; }));
+  const size_t room = Channel::kSendBufferLow - channel_->queued_bytes();
+  EXPECT_EQ(*channel_->Send(JsonOf(room - 4), 1), Channel::Accepted::kAccepted);
+  EXPECT_EQ(*channel_->Send("12", 2), Channel::Accepted::kAcceptedHigh);
+  ASSERT_EQ(channel_->queued_bytes(), Channel::kSendBufferLow);
+  Send("3", 3);
+  EXPECT_TRUE(channel_->Cancel(3));
+  RunFor(loop_, milliseconds(5));
+  EXPECT_EQ(heard_.order, "") << "as much waits as before";
+  EXPECT_TRUE(channel_->Cancel(2));
+  ASSERT_TRUE(Until([&] { return heard_.Has('d'); }));
+  EXPECT_EQ(heard_.order, "d") << "the peer has read nothing";
 }
 
 TEST_F(ChannelTest, APeerThatNeverReadsFillsABoundedQueueAndTheDrainIsTold) {
@@ -851,6 +928,34 @@ TEST_F(ChannelTest, CancelOfALongQueueIsFast) {
   EXPECT_EQ(channel_->queued_messages(), 1u);
 }
 
+TEST_F(ChannelTest, WhatIsGivenUpCannotBeCancelledAnyMore) {
+  for (const bool by_peer : {false, true}) {
+    SCOPED_TRACE(by_peer);
+    heard_ = Recorder();
+    MakeSocketPair();
+    Open();
+    if (by_peer) {
+      shutdown(peer_.get(), SHUT_RD);
+      Send("1", 1);
+    } else {
+      BlockSocket();
+    }
+    Send("2", 2);
+    Send("3", 3);
+    heard_.on_event = [&](char event) {
+      if (event == 's') {
+        EXPECT_FALSE(channel_->Cancel(3));
+      }
+    };
+    if (!by_peer) {
+      channel_->Disconnect(Channel::Mode::kNow);
+      EXPECT_FALSE(channel_->Cancel(2));
+    }
+    ASSERT_TRUE(UntilSent(3)) << "each one is told";
+    EXPECT_EQ(heard_.outcomes[2].tag, 3u);
+  }
+}
+
 // --- disconnecting ---
 
 TEST_F(ChannelTest, FlushWritesTheQueueThenReadsUntilThePeerCloses) {
@@ -924,6 +1029,27 @@ TEST_F(ChannelTest, TheDrainLimitDoesNotCountWhilePaused) {
   EXPECT_THAT(heard_.messages, ElementsAre("\"kept\""));
 }
 
+TEST_F(ChannelTest, APauseEndsTheDrainLimitThatRunsAlready) {
+  options_.drain_ms_max = milliseconds(2000);
+  Open();
+  channel_->Reference(false);
+  channel_->Disconnect(Channel::Mode::kFlush);
+  ASSERT_TRUE(Until([&] { return channel_->state() == Channel::State::kDraining; }));
+  channel_->PauseReading();
+  loop_.Run();  // nothing is left to wait for
+  EXPECT_EQ(channel_->state(), Channel::State::kDraining);
+}
+
+TEST_F(ChannelTest, NoLimitOutlivesTheChannelsEnd) {
+  options_.flush_ms_max = options_.drain_ms_max = milliseconds(100);
+  Open();
+  channel_->Disconnect(Channel::Mode::kFlush);
+  peer_.Close();
+  ASSERT_TRUE(UntilClosed());
+  loop_.Run();
+  EXPECT_EQ(heard_.order, "c");
+}
+
 TEST_F(ChannelTest, NowDropsTheQueueButFinishesAFrameThatIsBegunIfItCan) {
   Open();
   BlockSocket();
@@ -977,6 +1103,18 @@ TEST_F(ChannelTest, NowHastensAFlush) {
   EXPECT_FALSE(heard_.outcomes[0].status.ok());
   peer_.Close();
   ASSERT_TRUE(UntilClosed());
+}
+
+TEST_F(ChannelTest, ASecondDisconnectDoesNotBeginAgain) {
+  Open();
+  channel_->Disconnect(Channel::Mode::kFlush);
+  ASSERT_TRUE(Until([&] { return channel_->state() == Channel::State::kDraining; }));
+  channel_->Disconnect(Channel::Mode::kFlush);
+  EXPECT_EQ(channel_->state(), Channel::State::kDraining);
+  channel_->Disconnect(Channel::Mode::kNow);
+  EXPECT_EQ(channel_->state(), Channel::State::kDraining);
+  Write("1\n");
+  ASSERT_TRUE(UntilMessages(1));
 }
 
 TEST_F(ChannelTest, BothEndsMayDisconnectAtOnce) {
@@ -1173,6 +1311,28 @@ TEST_F(ChannelTest, ADescriptorIsMatchedToItsFrameThoughOthersShareTheRead) {
   EXPECT_EQ(heard_.order, "mrbmr") << "the kernel ends a read behind the descriptor";
 }
 
+TEST_F(ChannelTest, ADescriptorIsMatchedToItsFrameThoughWhatIsLeftIsMoved) {
+  Open();
+  channel_->PauseReading();
+  // More than one read, so that what is left behind it is moved to the first page.
+  Write(JsonOf(ChannelMemory::kReadBytesMax + 1000) + "\n2\n3\n");
+  WriteWithDescriptors(kAnnounced, {STDERR_FILENO});
+  heard_.on_event = [&](char event) {
+    if (event == 'm' && heard_.messages.back() == "2") channel_->PauseReading();
+  };
+  channel_->ResumeReading();
+  ASSERT_TRUE(UntilMessages(2));
+  RunFor(loop_, milliseconds(5));
+  EXPECT_EQ(memory_->control().inbox_shift % memory_->control().inbox_capacity,
+            memory_->control().inbox_capacity - memory_->control().consumed)
+      << "moved";
+  channel_->ResumeReading();
+  ASSERT_TRUE(Until([&] { return heard_.Has('b'); }));
+  EXPECT_EQ(heard_.messages.back(), "3");
+  ASSERT_EQ(heard_.bad.size(), 1u);
+  EXPECT_THAT(heard_.bad[0].text, HasSubstr("cannot travel"));
+}
+
 TEST_F(ChannelTest, ADescriptorAtTheEndOfTheStreamIsTold) {
   Open();
   WriteWithDescriptors("1", {STDERR_FILENO});
@@ -1209,6 +1369,22 @@ TEST_F(ChannelTest, ADescriptorThatThisProcessHasNoNumberForIsToldAndNothingElse
   EXPECT_EQ(ReadPeerUntil(1), HandleNack());
 }
 
+TEST_F(ChannelTest, ADescriptorThatNoFrameAnnouncesIsToldThoughThisProcessHasNoNumberForIt) {
+  Open();
+  rlimit limit;
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
+  rlimit none = limit;
+  none.rlim_cur = 0;
+  WriteWithDescriptors("1\n", {STDERR_FILENO});
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+  const bool told = Until([&] { return heard_.bad.size() == 1; });
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
+  ASSERT_TRUE(told);
+  EXPECT_EQ(heard_.bad[0].reason, Reason::kHandleUnsupported);
+  EXPECT_EQ(heard_.bad[0].size_bytes, 0u);
+  EXPECT_THAT(heard_.messages, ElementsAre("1"));
+}
+
 TEST_F(ChannelTest, AHandleWithAMessageThatIsTooLongIsAnsweredToo) {
   options_.message_bytes_max = 100;
   Open();
@@ -1220,6 +1396,31 @@ TEST_F(ChannelTest, AHandleWithAMessageThatIsTooLongIsAnsweredToo) {
     ASSERT_TRUE(Until([&] { return heard_.bad.size() == 1; }));
     EXPECT_EQ(ReadPeerUntil(1), HandleNack());
   }
+}
+
+TEST_F(ChannelTest, AHandleWithAMessageThatIsTooLongIsToldOnce) {
+  options_.message_bytes_max = 100;
+  Open();
+  const int before = OpenDescriptors();
+  WriteWithDescriptors(
+      fmt::format("{{\"cmd\":\"NODE_HANDLE\",\"type\":\"net.Socket\",\"msg\":{}}}\n", JsonOf(200)),
+      {STDERR_FILENO});
+  Write("1\n");
+  ASSERT_TRUE(UntilMessages(1));
+  ASSERT_EQ(heard_.bad.size(), 1u);
+  EXPECT_EQ(heard_.bad[0].reason, Reason::kMessageTooLarge);
+  EXPECT_EQ(OpenDescriptors(), before);
+}
+
+TEST_F(ChannelTest, AHandleThatCannotBeAnsweredAnyMoreIsOnlyTold) {
+  Open();
+  channel_->Disconnect(Channel::Mode::kFlush);
+  ASSERT_TRUE(Until([&] { return channel_->state() == Channel::State::kDraining; }));
+  WriteWithDescriptors(kAnnounced, {STDERR_FILENO});
+  peer_.Close();
+  ASSERT_TRUE(UntilClosed());
+  EXPECT_EQ(heard_.order, "brc") << "nothing was queued, so no write has ended";
+  EXPECT_EQ(heard_.bad[0].reason, Reason::kHandleUnsupported);
 }
 
 TEST_F(ChannelTest, ARefusalNeedsNoRoomInAFullQueue) {
@@ -1259,6 +1460,22 @@ TEST_F(ChannelTest, APeerThatDoesNotReadItsRefusalsIsNotReadEither) {
   EXPECT_EQ(received.size(), (1 << 20) + 1 + 20000 * HandleNack().size());
 }
 
+TEST_F(ChannelTest, WhatWaitsBehindRefusalsIsToldWhenThePeerHasReadThem) {
+  Open();
+  BlockSocket();
+  // All of it comes before the peer reads, and nothing after.
+  std::string flood;
+  for (size_t i = 0; i <= ChannelMemory::kOwnSendsMax; ++i) flood += kAnnounced;
+  flood += "1\n";
+  ASSERT_LT(flood.size(), size_t{100000}) << "less than a socket holds";
+  ASSERT_EQ(WriteUntilBlocked(flood), flood.size());
+  ASSERT_TRUE(Until([&] { return heard_.bad.size() == ChannelMemory::kOwnSendsMax; }));
+  const size_t nacks = ChannelMemory::kOwnSendsMax + 1;
+  EXPECT_EQ(ReadPeerUntil((1 << 20) + 1 + nacks * HandleNack().size()).size(),
+            (1 << 20) + 1 + nacks * HandleNack().size());
+  ASSERT_TRUE(UntilMessages(1));
+}
+
 // --- the loop and memory ---
 
 TEST_F(ChannelTest, AnOpenChannelKeepsTheLoopRunningUnlessUnreferenced) {
@@ -1289,6 +1506,51 @@ TEST_F(ChannelTest, AnOpenChannelKeepsTheLoopRunningUnlessUnreferenced) {
       milliseconds(20), [&] { channel_->Close(); }, /*referenced=*/false);
   loop_.Run();
   EXPECT_TRUE(heard_.closed.has_value());
+}
+
+TEST_F(ChannelTest, UnreferencedItKeepsTheLoopRunningUntilAllIsWritten) {
+  MakeSocketSmall();
+  Open();
+  channel_->Reference(false);
+  // Fills the socket to its brim: the last one is not begun.
+  while (channel_->queued_messages() == 0) {
+    Send("1", 1);
+    uv_run(loop_.uv(), UV_RUN_NOWAIT);
+  }
+  EXPECT_TRUE(channel_->Cancel(1));
+  loop_.Run();
+  Send("2", 2);
+  std::thread peer([this] {
+    for (std::string received; !received.ends_with("2\n");) {
+      pollfd ready{.fd = peer_.get(), .events = POLLIN, .revents = 0};
+      if (poll(&ready, 1, 10000) != 1) break;
+      received += ReadPeer();
+    }
+  });
+  loop_.Run();
+  EXPECT_EQ(heard_.outcomes.back().tag, 2u);
+  peer.join();
+}
+
+TEST_F(ChannelTest, GoesOnInTheMemoryOfAnotherChannel) {
+  Open();
+  Write("1\n[2,3]\n");
+  ASSERT_TRUE(UntilMessages(2));
+  Send("4");
+  EXPECT_EQ(ReadPeerUntil(2), "4\n");
+  ASSERT_TRUE(UntilSent(1));
+  channel_.reset();
+
+  MakeSocketPair();
+  OpenInMemory();
+  EXPECT_EQ(channel_->queued_bytes(), 0u);
+  Write("5\n");
+  ASSERT_TRUE(UntilMessages(3));
+  EXPECT_EQ(heard_.messages.back(), "5");
+  Send("6", 6);
+  EXPECT_EQ(ReadPeerUntil(2), "6\n");
+  ASSERT_TRUE(UntilSent(2));
+  EXPECT_EQ(heard_.outcomes.back().tag, 6u);
 }
 
 // Says nothing and keeps nothing.
