@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
@@ -251,20 +252,21 @@ TEST_F(ChildProcessTest, AChannelThatFailsIsClosedAndSaysWhy) {
 }
 
 TEST_F(ChildProcessTest, LastWordsAreHeardBeforeTheExitHoweverLongThePause) {
-  ForkOptions options = Shell(Say("1") + Say("2") + "exit 7");
+  ForkOptions options = Shell(Say("1") + Say("2") + "read line <&3; exit 7");
   options.exit_drain_ms_max = milliseconds(200);
   Fork(std::move(options));
   heard_.on_event = [&](char event) {
     if (event == 'm') child_->PauseReading();
   };
   ASSERT_TRUE(UntilHeard('m'));
+  ASSERT_TRUE(child_->Send("3").ok());
   ASSERT_TRUE(Until([&] { return child_->exited(); }));
   RunFor(loop_, milliseconds(400));
-  EXPECT_EQ(heard_.order, "Sm");
+  EXPECT_EQ(heard_.order, "Sms");
   heard_.on_event = nullptr;
   child_->ResumeReading();
   ASSERT_TRUE(UntilHeard('C'));
-  EXPECT_EQ(heard_.order, "SmmDXC");
+  EXPECT_EQ(heard_.order, "SmsmDXC");
   EXPECT_EQ(heard_.exit->code, 7);
   EXPECT_TRUE(heard_.exit->drained);
 }
@@ -291,6 +293,21 @@ TEST_F(ChildProcessTest, AGrandchildThatHoldsTheChannelDelaysTheExitForABoundedT
   EXPECT_EQ(heard_.order, "SXsmDC");
 }
 
+TEST_F(ChildProcessTest, TheBoundedTimeBeginsAgainBehindAPause) {
+  ForkOptions options = Shell("read line <&3 & exit 4");
+  options.exit_drain_ms_max = milliseconds(500);
+  Fork(std::move(options));
+  ASSERT_TRUE(Until([&] { return child_->exited(); }));
+  child_->PauseReading();
+  EXPECT_TRUE(RunToTheEnd()) << "nothing is left to wait for";
+  EXPECT_EQ(heard_.order, "S");
+  child_->ResumeReading();
+  ASSERT_TRUE(UntilHeard('X'));
+  EXPECT_FALSE(heard_.exit->drained);
+  EXPECT_TRUE(child_->Send("1").ok());
+  ASSERT_TRUE(UntilHeard('C'));
+}
+
 TEST_F(ChildProcessTest, ExitWaitsForTheEndOfTheOutputToo) {
   ForkOptions options = Shell("echo a; echo b > /dev/stderr; echo; printf c");
   options.stdout_mode = options.stderr_mode = Stdio::kPipe;
@@ -300,6 +317,19 @@ TEST_F(ChildProcessTest, ExitWaitsForTheEndOfTheOutputToo) {
   EXPECT_EQ(heard_.output[2], "b|");
   EXPECT_EQ(heard_.exit->code, 0);
   EXPECT_EQ(heard_.order.substr(heard_.order.size() - 2), "XC");
+}
+
+TEST_F(ChildProcessTest, AChildThatHasEndedHoldsNoDescriptor) {
+  const int before = OpenDescriptors();
+  ForkOptions options = Shell("exec >&- 3>&-; exec sleep 1000");
+  options.stdout_mode = options.stderr_mode = Stdio::kPipe;
+  Fork(std::move(options));
+  EXPECT_EQ(OpenDescriptors(), before + 4) << "channel, output twice, process";
+  ASSERT_TRUE(UntilHeard('D'));
+  ASSERT_TRUE(Until([&] { return OpenDescriptors() == before + 2; })) << "errors and process";
+  ASSERT_TRUE(child_->Kill(SIGKILL).ok());
+  ASSERT_TRUE(UntilHeard('C'));
+  EXPECT_EQ(OpenDescriptors(), before);
 }
 
 TEST_F(ChildProcessTest, OutputOfAChildThatFloodsWaitsWhileReadingIsPaused) {
@@ -344,6 +374,14 @@ TEST_F(ChildProcessTest, StdioIsInheritedOrNull) {
   Fork(std::move(options));
   ASSERT_TRUE(UntilHeard('C'));
   EXPECT_THAT(heard_.messages, ElementsAre("\"/dev/null\"", "\"/dev/null\"", "\"/dev/null\""));
+}
+
+TEST_F(ChildProcessTest, NullOutputTakesWhatIsWritten) {
+  ForkOptions options = Shell("echo a || exit 8; echo b >&2 || exit 9");
+  options.stdout_mode = options.stderr_mode = Stdio::kNull;
+  Fork(std::move(options));
+  ASSERT_TRUE(UntilHeard('C'));
+  EXPECT_EQ(heard_.exit->code, 0);
 }
 
 TEST_F(ChildProcessTest, ArgumentsAndThePidAreAsGiven) {
@@ -421,6 +459,18 @@ TEST_F(ChildProcessTest, EnvironmentDirectoryAndDescriptorLimitAreTheChilds) {
   Fork(std::move(options));
   ASSERT_TRUE(UntilHeard('C'));
   EXPECT_EQ(heard_.output[1], "/|b--3|123|") << "a stale variable is replaced";
+}
+
+TEST_F(ChildProcessTest, ADescriptorLimitAboveTheHardOneIsTheHardOne) {
+  rlimit limit;
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
+  if (limit.rlim_max == RLIM_INFINITY) GTEST_SKIP() << "there is nothing above";
+  ForkOptions options = Shell("ulimit -n");
+  options.descriptors_soft_max = limit.rlim_max + 1;
+  options.stdout_mode = Stdio::kPipe;
+  Fork(std::move(options));
+  ASSERT_TRUE(UntilHeard('C'));
+  EXPECT_EQ(heard_.output[1], std::to_string(limit.rlim_max) + '|');
 }
 
 TEST_F(ChildProcessTest, KillSignalsAndSaysWhenTheChildIsGone) {
@@ -527,6 +577,8 @@ TEST_F(ChildProcessTest, ASpawnThatFailsIsATypedErrorAtOnceAndLeavesNothing) {
   EXPECT_EQ(ReasonOf(Refused(options)), Reason::kProgramNotExecutable);
   chmod(file.c_str(), 0755);
   EXPECT_EQ(ReasonOf(Refused(options)), Reason::kProgramNotExecutable) << "neither binary nor #!";
+  options.program = file + "/x";
+  EXPECT_EQ(ReasonOf(Refused(options)), Reason::kProgramNotFound);
   options = Shell("exit");
   options.cwd = file + "/x";
   EXPECT_EQ(ReasonOf(Refused(options)), Reason::kProgramNotFound);
@@ -542,6 +594,34 @@ TEST_F(ChildProcessTest, ASpawnThatFailsIsATypedErrorAtOnceAndLeavesNothing) {
   EXPECT_EQ(heard_.order, "");
   unlink(file.c_str());
   rmdir(directory);
+}
+
+TEST_F(ChildProcessTest, OptionsThatCannotBeAreRefusedByName) {
+  const auto refused = [&](const char* name, auto change) {
+    ForkOptions options = Shell("exit");
+    change(options);
+    const absl::Status status = Refused(std::move(options));
+    EXPECT_EQ(ReasonOf(status), Reason::kInvalidArgument) << name;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(name));
+  };
+  const std::string nul("a\0b", 3);
+  refused("NUL", [&](ForkOptions& options) { options.program = nul; });
+  refused("NUL", [&](ForkOptions& options) { options.cwd = nul; });
+  refused("NUL", [&](ForkOptions& options) { options.args.push_back(nul); });
+  refused("NAME=value", [&](ForkOptions& options) { options.env = {{"A=" + nul}}; });
+  refused("NAME=value", [](ForkOptions& options) { options.env = {{"A=1", "NAME"}}; });
+  refused("NAME=value", [](ForkOptions& options) { options.env = {{"=1"}}; });
+  refused("stdin", [](ForkOptions& options) { options.stdin_mode = Stdio::kPipe; });
+  refused("output_line_bytes_max", [](ForkOptions& options) { options.output_line_bytes_max = 0; });
+  refused("kill_signal", [](ForkOptions& options) { options.kill_signal = 0; });
+  refused("kill_signal", [](ForkOptions& options) { options.kill_signal = SIGRTMAX + 1; });
+
+  ForkOptions options = Shell("exit");
+  options.env = {{"EMPTY=", "TWO=="}};
+  options.output_line_bytes_max = 1;
+  options.kill_signal = SIGRTMAX;
+  Fork(std::move(options));
+  ASSERT_TRUE(UntilHeard('C'));
 }
 
 TEST_F(ChildProcessTest, WhatIsTooLongForTheKernelIsRefusedWithWhatToDo) {
@@ -597,6 +677,24 @@ TEST_F(ChildProcessTest, WithoutDescriptorsLeftEveryStepIsATypedError) {
   }
   EXPECT_GT(refused, 7);
   ASSERT_TRUE(UntilHeard('C'));
+}
+
+TEST_F(ChildProcessTest, AllThatIsOpenForAChildIsCloseOnExec) {
+  std::vector<int> before;
+  for (int number = 0; number < 1024; ++number) {
+    if (fcntl(number, F_GETFD) != -1) before.push_back(number);
+  }
+  ForkOptions options = Shell("read line <&3");
+  options.stdout_mode = options.stderr_mode = Stdio::kPipe;
+  Fork(std::move(options));
+  int opened = 0;
+  for (int number = 0; number < 1024; ++number) {
+    const int flags = fcntl(number, F_GETFD);
+    if (flags == -1 || std::count(before.begin(), before.end(), number) > 0) continue;
+    EXPECT_EQ(flags, FD_CLOEXEC) << number;
+    ++opened;
+  }
+  EXPECT_EQ(opened, 4) << "channel, output twice, process";
 }
 
 TEST_F(ChildProcessTest, TheChildInheritsItsStdioAndItsChannelOnly) {
@@ -738,7 +836,11 @@ TEST_F(ChildProcessTest, AnyCallMayDestroyTheChild) {
 TEST_F(ChildProcessTest, ADestroyedChildRunsOnAndIsReaped) {
   Fork(Program({"echo"}));
   const pid_t pid = child_->pid();
+  ASSERT_TRUE(UntilHeard('S'));
+  ASSERT_TRUE(child_->Kill(SIGSTOP).ok());
   child_.reset();
+  EXPECT_TRUE(RunToTheEnd()) << "it keeps no loop running";
+  EXPECT_EQ(kill(pid, SIGCONT), 0);
   ASSERT_TRUE(Until([&] {
     RunFor(loop_, milliseconds(1));
     return kill(pid, 0) != 0;

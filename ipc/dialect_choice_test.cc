@@ -130,6 +130,16 @@ TEST_F(ChooseDialectTest, InterpretersOfScriptsAreFollowed) {
          Path("work/g.js") + " is run by ./node, which is not found");
 }
 
+TEST_F(ChooseDialectTest, AsManyScriptsAreFollowedAsByTheKernel) {
+  std::string interpreter = Program("bin/node");
+  for (int scripts = 1; scripts <= 6; ++scripts) {
+    interpreter = Program("work/" + std::to_string(scripts), "#!" + interpreter + "\n");
+    const DialectChoice choice = Choose(interpreter);
+    EXPECT_EQ(choice.dialect, scripts <= 5 ? Dialect::kNode : Dialect::kDeka) << choice.reason;
+    EXPECT_EQ(choice.reason.ends_with("too many scripts"), scripts > 5) << choice.reason;
+  }
+}
+
 TEST_F(ChooseDialectTest, ScriptsThatEnvStarts) {
   const std::string node = Program("bin/node");
   const std::string deno = Program("bin/deno");

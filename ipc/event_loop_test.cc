@@ -100,6 +100,40 @@ TEST(EventLoopTest, StopIsNotLostIfItComesBeforeRun) {
   loop.Release();
 }
 
+TEST(EventLoopTest, AStopEndsOneRunOnly) {
+  EventLoop loop;
+  std::thread([&] { loop.Stop(); }).join();
+  loop.Hold();
+  loop.Run();
+  bool expired = false;
+  Timer timer(loop);
+  timer.Start(milliseconds(5), [&] {
+    expired = true;
+    loop.Release();
+  });
+  loop.Post([] {});
+  loop.Run();
+  EXPECT_TRUE(expired);
+}
+
+TEST(EventLoopTest, HoldsAreCounted) {
+  EventLoop loop;
+  loop.Hold();
+  loop.Hold();
+  loop.Release();
+  bool expired = false;
+  Timer timer(loop);
+  timer.Start(
+      milliseconds(5),
+      [&] {
+        expired = true;
+        loop.Release();
+      },
+      /*referenced=*/false);
+  loop.Run();
+  EXPECT_TRUE(expired);
+}
+
 TEST(EventLoopTest, StopLetsTheTurnEnd) {
   EventLoop loop;
   loop.Hold();
@@ -209,6 +243,23 @@ TEST(TurnTaskTest, MayDestroyItselfAndOthersThatWait) {
   EXPECT_EQ(order, "1x3");
 }
 
+TEST(TurnTaskTest, WhatATaskHoldsLivesUntilItReturns) {
+  EventLoop loop;
+  const auto token = std::make_shared<int>(0);
+  long count = 0;
+  std::unique_ptr<TurnTask> task;
+  task = std::make_unique<TurnTask>(loop, [&task, &count, token] {
+    const std::weak_ptr<int> observed = token;
+    long& told = count;
+    task.reset();
+    told = observed.use_count();
+  });
+  task->Schedule();
+  loop.Run();
+  EXPECT_EQ(count, 2);
+  EXPECT_EQ(token.use_count(), 1);
+}
+
 TEST(TurnTaskTest, CancelWorksAfterTheListHasMoved) {
   EventLoop loop;
   int ran = 0;
@@ -261,6 +312,21 @@ TEST(TimerTest, ExpiresOnceAndNotBeforeItsTime) {
   EXPECT_GE(std::chrono::steady_clock::now() - start, milliseconds(19));
 }
 
+TEST(TimerTest, CountsFromItsStartAndNotFromThatOfTheTurn) {
+  EventLoop loop;
+  Timer timer(loop);
+  std::chrono::steady_clock::time_point start;
+  std::chrono::steady_clock::duration waited{};
+  loop.Post([&] {
+    const auto begin = std::chrono::steady_clock::now();
+    while (std::chrono::steady_clock::now() - begin < milliseconds(50)) continue;
+    start = std::chrono::steady_clock::now();
+    timer.Start(milliseconds(20), [&] { waited = std::chrono::steady_clock::now() - start; });
+  });
+  loop.Run();
+  EXPECT_GE(waited, milliseconds(19));
+}
+
 TEST(TimerTest, RestartsCancelsAndMayRestartItself) {
   EventLoop loop;
   int expired = 0;
@@ -272,8 +338,10 @@ TEST(TimerTest, RestartsCancelsAndMayRestartItself) {
   });
   loop.Run();
   EXPECT_EQ(expired, 2);
-  timer.Start(milliseconds(0), [&] { ADD_FAILURE() << "cancelled"; });
+  const auto token = std::make_shared<int>(0);
+  timer.Start(milliseconds(0), [token] { ADD_FAILURE() << "cancelled"; });
   timer.Cancel();
+  EXPECT_EQ(token.use_count(), 1);
   loop.Run();
 }
 

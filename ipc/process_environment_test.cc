@@ -81,13 +81,21 @@ TEST_F(ProcessEnvironmentTest, AnEnvironmentThatNamesNoneIsAnErrorThatSaysWhatIs
 
 TEST_F(ProcessEnvironmentTest, WhatIsNoOpenStreamSocketIsRefusedByName) {
   const Descriptor file(open("/dev/null", O_RDWR | O_CLOEXEC));
-  close(child_);
+  const Descriptor network(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  const Descriptor packets(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  const Descriptor good(child_);
+  const int closed = dup(child_);
+  close(closed);
+  const std::string number = std::to_string(child_);
   const std::vector<std::string> values = {"abc",
                                            "-1",
-                                           "3x",
+                                           number + "x",
+                                           " " + number,
                                            "99999999999999999999",
-                                           std::to_string(child_),  // closed
-                                           std::to_string(file.get())};
+                                           std::to_string(closed),
+                                           std::to_string(file.get()),
+                                           std::to_string(network.get()),
+                                           std::to_string(packets.get())};
   for (const std::string& value : values) {
     Set("NODE_CHANNEL_FD", value);
     const absl::Status status = Open().status();
