@@ -12,6 +12,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
@@ -784,6 +785,39 @@ TEST_F(ServerTest, StopsAtTheFirstFailureIfAsked) {
   EXPECT_EQ(observer.FromChild(), (std::vector<std::string>{"1", "4"}));
 }
 
+TEST_F(ServerTest, StopsAtASignalThatFailsToo) {
+  const auto child = Fork(kEcho);
+  Observer observer(*stub_, ObserveAfter(child));
+  Attachment attachment(*stub_, child.child().name(), true);
+  ASSERT_TRUE(attachment.Signal(12345));
+  attachment.Send("2");
+  attachment.HalfClose();
+  const grpc::Status status = attachment.Finish();
+  ExpectError(status, StatusCode::INVALID_ARGUMENT, "INVALID_ARGUMENT");
+  EXPECT_EQ(MetadataOf(status, "number"), "1");
+  ASSERT_TRUE(Send(child.child().name(), "3").ok());
+  ASSERT_TRUE(observer.ReadUntil([&] { return !observer.FromChild().empty(); }));
+  EXPECT_EQ(observer.FromChild(), std::vector<std::string>{"3"});
+}
+
+TEST_F(ServerTest, StaysWithTheChildThatANameMeant) {
+  v1::ForkChildRequest request = Script(kEcho);
+  request.mutable_spec()->set_display_name("worker");
+  const auto first = Fork(request);
+  v1::Observation closed;
+  closed.set_until_closed(true);
+  Attachment attachment(*stub_, "worker", false, closed);
+  ASSERT_TRUE(attachment.Signal(SIGKILL));
+  ASSERT_TRUE(attachment.ReadUntil([&] { return attachment.fin.has_value(); }));
+  Fork(request);
+  ASSERT_TRUE(attachment.Send("1"));
+  attachment.HalfClose();
+  EXPECT_TRUE(attachment.Finish().ok());
+  ASSERT_EQ(attachment.failed.size(), 1u);
+  EXPECT_EQ(attachment.failed[0].number(), 2);
+  EXPECT_EQ(attachment.failed[0].status().code(), StatusCode::FAILED_PRECONDITION);
+}
+
 TEST_F(ServerTest, RefusesAnAttachThatBreaksItsRules) {
   const auto child = Fork(kEcho);
   v1::AttachRequest send, signal, numbered_open;
@@ -796,23 +830,30 @@ TEST_F(ServerTest, RefusesAnAttachThatBreaksItsRules) {
     Context context;
     auto stream = stub_->Attach(&context);
     stream->Write(first);
-    ExpectError(stream->Finish(), StatusCode::INVALID_ARGUMENT, "INVALID_ARGUMENT");
+    const grpc::Status status = stream->Finish();
+    ExpectError(status, StatusCode::INVALID_ARGUMENT, "INVALID_ARGUMENT");
+    EXPECT_THAT(status.error_message(), testing::HasSubstr("must be `open`"));
   }
-  {
+  v1::AttachRequest second = send, unnumbered = send, empty;
+  second.set_number(2);
+  unnumbered.set_number(0);
+  empty.set_number(1);
+  const struct {
+    std::vector<v1::AttachRequest> requests;
+    const char* field;
+  } all[] = {{{second}, "number"},
+             {{unnumbered}, "number"},
+             {{send, send}, "number"},
+             {{send, second, send}, "number"},
+             {{send, unnumbered}, "number"},
+             {{numbered_open}, "request"},
+             {{empty}, "request"}};
+  for (const auto& each : all) {
     Attachment attachment(*stub_, child.child().name());
-    v1::AttachRequest request;
-    request.set_number(2);
-    request.mutable_send()->set_json("1");
-    attachment.Write(request);
-    ExpectError(attachment.Finish(), StatusCode::INVALID_ARGUMENT, "INVALID_ARGUMENT");
-  }
-  {
-    Attachment attachment(*stub_, child.child().name());
-    v1::AttachRequest request;
-    request.set_number(1);
-    request.mutable_open()->set_child("x");
-    attachment.Write(request);
-    ExpectError(attachment.Finish(), StatusCode::INVALID_ARGUMENT, "INVALID_ARGUMENT");
+    for (const v1::AttachRequest& request : each.requests) attachment.Write(request);
+    const grpc::Status status = attachment.Finish();
+    ExpectError(status, StatusCode::INVALID_ARGUMENT, "INVALID_ARGUMENT");
+    EXPECT_EQ(MetadataOf(status, "field"), each.field);
   }
   {
     Context context;
@@ -855,14 +896,82 @@ TEST_F(ServerTest, AsksInItsClientsNameAsItIsAsked) {
   EXPECT_THAT(answers, testing::ElementsAre("failed 1: 2", "through 2", "through 3"));
   ASSERT_TRUE(observer.ReadUntil([&] { return observer.Has(v1::Event::kDisconnected); }));
   bool undelivered = false;
-  std::vector<std::string> clients;
+  std::vector<std::string> senders;
+  const auto add = [&](const v1::Sender& sender) {
+    senders.push_back(sender.principal() + " " + sender.client());
+  };
   for (const v1::Event& event : observer.events) {
     undelivered |= event.undelivered().message().find("was disconnected") != std::string::npos;
-    if (event.has_signalled()) clients.push_back(event.signalled().sender().client());
-    if (event.has_disconnected()) clients.push_back(event.disconnected().sender().client());
+    if (event.has_signalled()) add(event.signalled().sender());
+    if (event.has_disconnected()) add(event.disconnected().sender());
   }
-  EXPECT_THAT(clients, testing::ElementsAre("debugger", "debugger"));
+  const std::string sender = "uid:" + std::to_string(geteuid()) + " debugger";
+  EXPECT_THAT(senders, testing::ElementsAre(sender, sender));
   EXPECT_TRUE(undelivered);
+}
+
+TEST_F(ServerTest, LetsNoRequestTakeEffectBeforeASendThatWaitsForRoom) {
+  const auto child =
+      Fork("trap 'exec cat <&3 >/dev/null' USR1; echo ready; while :; do sleep 0.01; done");
+  Observer observer(*stub_, ObserveAfter(child));
+  ASSERT_TRUE(observer.ReadUntil([&] { return observer.Has(v1::Event::kOutput); }));
+  FillQueue(child.child().name());
+  v1::Child before, now;
+  ASSERT_TRUE(GetState(child.child().name(), &before).ok());
+  Attachment attachment(*stub_, child.child().name());
+  ASSERT_TRUE(attachment.Send("1"));
+  ASSERT_TRUE(attachment.Send('"' + std::string(1 << 19, 'x') + '"'));
+  ASSERT_TRUE(attachment.Signal(SIGURG));
+  attachment.HalfClose();
+  const auto end = std::chrono::steady_clock::now() + kLimit;
+  do {
+    ASSERT_TRUE(GetState(child.child().name(), &now).ok());
+  } while (now.queued_messages() < before.queued_messages() + 1 &&
+           std::chrono::steady_clock::now() < end);
+  for (int i = 0; i < 50; ++i) ASSERT_TRUE(GetState(child.child().name(), &now).ok());
+  EXPECT_EQ(now.queued_messages(), before.queued_messages() + 1);
+  EXPECT_EQ(now.last_child_sequence(), before.last_child_sequence()) << "nothing has happened";
+  Context context;
+  v1::SignalChildRequest read;
+  read.set_child(child.child().name());
+  read.set_signal(SIGUSR1);
+  v1::SignalChildResponse signalled;
+  ASSERT_TRUE(stub_->SignalChild(&context, read, &signalled).ok());
+  const grpc::Status status = attachment.Finish();
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(attachment.through, 3);
+}
+
+TEST_F(ServerTest, ObservesToTheEndThatWasAskedForThoughAllIsAnswered) {
+  const auto child = Fork(kEcho);
+  v1::Observation events, time, closed;
+  events.set_events_max(2);
+  time.mutable_duration()->set_nanos(200'000'000);
+  closed.set_until_closed(true);
+  const struct {
+    v1::Observation observation;
+    v1::Fin::Reason reason;
+  } all[] = {{events, v1::Fin::REASON_EVENTS_MAX},
+             {time, v1::Fin::REASON_DURATION},
+             {closed, v1::Fin::REASON_CLOSED}};
+  for (const auto& each : all) {
+    Attachment attachment(*stub_, child.child().name(), false, each.observation);
+    ASSERT_TRUE(attachment.Send("1"));
+    attachment.HalfClose();
+    ASSERT_TRUE(attachment.ReadUntil([&] { return attachment.through == 1; }));
+    if (each.reason == v1::Fin::REASON_CLOSED) {
+      Context context;
+      v1::SignalChildRequest kill;
+      kill.set_child(child.child().name());
+      kill.set_signal(SIGKILL);
+      v1::SignalChildResponse killed;
+      ASSERT_TRUE(stub_->SignalChild(&context, kill, &killed).ok());
+    }
+    const grpc::Status status = attachment.Finish();
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    ASSERT_TRUE(attachment.fin.has_value());
+    EXPECT_EQ(attachment.fin->reason(), each.reason);
+  }
 }
 
 TEST_F(ServerTest, ReadsNoFurtherThanItMayOweAnswers) {
@@ -915,8 +1024,9 @@ TEST_F(ServerTest, WaitsForRoomInsteadOfRefusing) {
   // Twice what the queue holds.
   constexpr int kCount = 32;
   const std::string json = '"' + std::string(1 << 18, 'x') + '"';
+  std::atomic<int> written = 0;
   std::thread writer([&] {
-    for (int i = 0; i < kCount; ++i) attachment.Send(json);
+    for (; written < kCount; ++written) attachment.Send(json);
     attachment.HalfClose();
   });
   v1::Child now;
@@ -924,6 +1034,9 @@ TEST_F(ServerTest, WaitsForRoomInsteadOfRefusing) {
   do {
     ASSERT_TRUE(GetState(child.child().name(), &now).ok());
   } while (now.queued_messages() < 10 && std::chrono::steady_clock::now() < end);
+  // Nor is it read much further.
+  for (int i = 0; i < 200; ++i) ASSERT_TRUE(GetState(child.child().name(), &now).ok());
+  EXPECT_LT(written, kCount - 4);
   Context context;
   v1::SignalChildRequest signal;
   signal.set_child(child.child().name());
