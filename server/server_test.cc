@@ -50,6 +50,8 @@ constexpr seconds kLimit(30);
 // Children are shell scripts on descriptor 3, in dialect node.
 constexpr char kEcho[] = "exec cat <&3 >&3";
 constexpr char kReadNothing[] = "exec sleep 1000";
+constexpr char kReadWhenTold[] =  // by SIGUSR1, once it has said that it is ready
+    "trap 'exec cat <&3 >/dev/null' USR1; echo ready; while :; do sleep 0.01; done";
 
 // The reason in the one ErrorInfo that every error carries.
 std::string ReasonOf(const grpc::Status& status) {
@@ -177,6 +179,16 @@ class ServerTest : public ::testing::Test {
     request.set_answer_when(when);
     v1::SendMessageResponse mine;
     return stub_->SendMessage(&context, request, response != nullptr ? response : &mine);
+  }
+
+  void Signal(const std::string& child, int signal) {
+    Context context;
+    v1::SignalChildRequest request;
+    request.set_child(child);
+    request.set_signal(signal);
+    v1::SignalChildResponse response;
+    const grpc::Status status = stub_->SignalChild(&context, request, &response);
+    EXPECT_TRUE(status.ok()) << status.error_message();
   }
 
   // Accepts messages for a child that does not read until its queue has room for no more.
@@ -911,8 +923,7 @@ TEST_F(ServerTest, AsksInItsClientsNameAsItIsAsked) {
 }
 
 TEST_F(ServerTest, LetsNoRequestTakeEffectBeforeASendThatWaitsForRoom) {
-  const auto child =
-      Fork("trap 'exec cat <&3 >/dev/null' USR1; echo ready; while :; do sleep 0.01; done");
+  const auto child = Fork(kReadWhenTold);
   Observer observer(*stub_, ObserveAfter(child));
   ASSERT_TRUE(observer.ReadUntil([&] { return observer.Has(v1::Event::kOutput); }));
   FillQueue(child.child().name());
@@ -931,12 +942,7 @@ TEST_F(ServerTest, LetsNoRequestTakeEffectBeforeASendThatWaitsForRoom) {
   for (int i = 0; i < 50; ++i) ASSERT_TRUE(GetState(child.child().name(), &now).ok());
   EXPECT_EQ(now.queued_messages(), before.queued_messages() + 1);
   EXPECT_EQ(now.last_child_sequence(), before.last_child_sequence()) << "nothing has happened";
-  Context context;
-  v1::SignalChildRequest read;
-  read.set_child(child.child().name());
-  read.set_signal(SIGUSR1);
-  v1::SignalChildResponse signalled;
-  ASSERT_TRUE(stub_->SignalChild(&context, read, &signalled).ok());
+  Signal(child.child().name(), SIGUSR1);
   const grpc::Status status = attachment.Finish();
   EXPECT_TRUE(status.ok()) << status.error_message();
   EXPECT_EQ(attachment.through, 3);
@@ -960,12 +966,7 @@ TEST_F(ServerTest, ObservesToTheEndThatWasAskedForThoughAllIsAnswered) {
     attachment.HalfClose();
     ASSERT_TRUE(attachment.ReadUntil([&] { return attachment.through == 1; }));
     if (each.reason == v1::Fin::REASON_CLOSED) {
-      Context context;
-      v1::SignalChildRequest kill;
-      kill.set_child(child.child().name());
-      kill.set_signal(SIGKILL);
-      v1::SignalChildResponse killed;
-      ASSERT_TRUE(stub_->SignalChild(&context, kill, &killed).ok());
+      Signal(child.child().name(), SIGKILL);
     }
     const grpc::Status status = attachment.Finish();
     EXPECT_TRUE(status.ok()) << status.error_message();
@@ -975,8 +976,7 @@ TEST_F(ServerTest, ObservesToTheEndThatWasAskedForThoughAllIsAnswered) {
 }
 
 TEST_F(ServerTest, ReadsNoFurtherThanItMayOweAnswers) {
-  const auto child =
-      Fork("trap 'exec cat <&3 >/dev/null' USR1; echo ready; while :; do sleep 0.01; done");
+  const auto child = Fork(kReadWhenTold);
   Observer observer(*stub_, ObserveAfter(child));
   ASSERT_TRUE(observer.ReadUntil([&] { return observer.Has(v1::Event::kOutput); }));
   // The socket is full, and nothing that is sent now is written.
@@ -1003,21 +1003,55 @@ TEST_F(ServerTest, ReadsNoFurtherThanItMayOweAnswers) {
   for (int i = 0; i < 50; ++i) ASSERT_TRUE(GetState(child.child().name(), &now).ok());
   EXPECT_EQ(now.queued_messages(), before.queued_messages() + kOwed);
   // The child reads: all are answered.
-  Context context;
-  v1::SignalChildRequest signal;
-  signal.set_child(child.child().name());
-  signal.set_signal(SIGUSR1);
-  v1::SignalChildResponse signalled;
-  ASSERT_TRUE(stub_->SignalChild(&context, signal, &signalled).ok());
+  Signal(child.child().name(), SIGUSR1);
   const grpc::Status status = attachment.Finish();
   EXPECT_TRUE(status.ok()) << status.error_message();
   EXPECT_EQ(attachment.through, kCount);
 }
 
+TEST_F(ServerTest, ObservesUntilAllIsAnswered) {
+  const auto child = Fork(kReadWhenTold);
+  Observer observer(*stub_, ObserveAfter(child));
+  ASSERT_TRUE(observer.ReadUntil([&] { return observer.Has(v1::Event::kOutput); }));
+  FillQueue(child.child().name());
+  v1::Child before, now;
+  ASSERT_TRUE(GetState(child.child().name(), &before).ok());
+  Attachment attachment(*stub_, child.child().name(), false, v1::Observation());
+  ASSERT_TRUE(attachment.ReadUntil([&] { return attachment.attached; }));
+  ASSERT_TRUE(attachment.Send("1"));
+  attachment.HalfClose();
+  const auto end = std::chrono::steady_clock::now() + kLimit;
+  do {
+    ASSERT_TRUE(GetState(child.child().name(), &now).ok());
+  } while (now.queued_messages() == before.queued_messages() &&
+           std::chrono::steady_clock::now() < end);
+  Signal(child.child().name(), SIGUSR1);
+  ASSERT_TRUE(attachment.ReadUntil([&] { return attachment.fin.has_value(); }));
+  EXPECT_EQ(attachment.fin->reason(), v1::Fin::REASON_HALF_CLOSED);
+  EXPECT_EQ(attachment.through, 1) << "Fin comes after the answers";
+  EXPECT_TRUE(attachment.Finish().ok());
+}
+
+TEST_F(ServerTest, EndsAnAttachThatObservesTooSlowlyIfAsked) {
+  const auto child = Fork(
+      "read -r line <&3; i=0; while [ $i -lt 80 ]; do i=$((i+1)); printf '\"%0100000d\"\\n' $i; "
+      "done >&3; echo done; read -r line <&3");
+  v1::ObserveRequest output = ObserveAfter(child);
+  output.mutable_observation()->add_kinds(v1::EVENT_KIND_OUTPUT);
+  Observer observer(*stub_, output);
+  const auto stub = Connect();
+  v1::Observation observation;
+  observation.set_when_slow(v1::SLOW_POLICY_DISCONNECT);
+  Attachment attachment(*stub, child.child().name(), false, observation);
+  ASSERT_TRUE(attachment.ReadUntil([&] { return attachment.attached; }));
+  // Twice what the log holds.
+  ASSERT_TRUE(attachment.Send("1"));
+  ASSERT_TRUE(observer.ReadUntil([&] { return observer.Has(v1::Event::kOutput); }));
+  ExpectError(attachment.Finish(), StatusCode::ABORTED, "TOO_SLOW");
+}
+
 TEST_F(ServerTest, WaitsForRoomInsteadOfRefusing) {
-  // It reads when it is told to.
-  const auto child =
-      Fork("trap 'exec cat <&3 >/dev/null' USR1; echo ready; while :; do sleep 0.01; done");
+  const auto child = Fork(kReadWhenTold);
   Observer observer(*stub_, ObserveAfter(child));
   ASSERT_TRUE(observer.ReadUntil([&] { return observer.Has(v1::Event::kOutput); }));
   Attachment attachment(*stub_, child.child().name());
@@ -1037,12 +1071,7 @@ TEST_F(ServerTest, WaitsForRoomInsteadOfRefusing) {
   // Nor is it read much further.
   for (int i = 0; i < 200; ++i) ASSERT_TRUE(GetState(child.child().name(), &now).ok());
   EXPECT_LT(written, kCount - 4);
-  Context context;
-  v1::SignalChildRequest signal;
-  signal.set_child(child.child().name());
-  signal.set_signal(SIGUSR1);
-  v1::SignalChildResponse signalled;
-  ASSERT_TRUE(stub_->SignalChild(&context, signal, &signalled).ok());
+  Signal(child.child().name(), SIGUSR1);
   const grpc::Status status = attachment.Finish();
   writer.join();
   EXPECT_TRUE(status.ok()) << status.error_message();
