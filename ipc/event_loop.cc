@@ -1,5 +1,7 @@
 #include "ipc/event_loop.h"
 
+#include <fcntl.h>
+#include <unistd.h>
 #include <uv.h>
 
 #include <atomic>
@@ -11,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "ipc/descriptor.h"
 #include "ipc/mutex.h"
 
 namespace deka::ipc {
@@ -22,6 +25,21 @@ void OrAbort(int result, const char* call) {
   std::fprintf(stderr, "deka: the event loop cannot start: %s: %s\n", call, uv_strerror(result));
   std::abort();
 }
+
+// While it lives, nothing that is opened gets the number of a standard descriptor that is closed: a
+// child would inherit it, and libuv aborts when it closes one.
+class StandardNumbersTaken {
+ public:
+  StandardNumbersTaken() {
+    for (Descriptor& number : numbers_) {
+      number = Descriptor(open("/dev/null", O_RDONLY | O_CLOEXEC));
+      if (number.get() > STDERR_FILENO) return;
+    }
+  }
+
+ private:
+  Descriptor numbers_[STDERR_FILENO + 2];
+};
 
 template <typename Handle>
 uv_handle_t* AsHandle(Handle* handle) {
@@ -111,6 +129,7 @@ struct EventLoop::State {
 
 EventLoop::EventLoop() : state_(std::make_unique<State>()) {
   State* state = state_.get();
+  const StandardNumbersTaken taken;
   OrAbort(uv_loop_init(&state->uv), "uv_loop_init");
   OrAbort(uv_async_init(&state->uv, &state->wake,
                         [](uv_async_t* wake) { static_cast<State*>(wake->data)->RunPosted(); }),

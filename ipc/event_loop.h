@@ -29,7 +29,8 @@ class EventLoop {
  public:
   using Task = absl::AnyInvocable<void()>;
 
-  // Aborts, and says why, if the system has no descriptors left for it.
+  // Aborts, and says why, if the system has no descriptors left for it. Those that it gets are
+  // above 2, whichever of the standard ones are closed.
   EventLoop();
 
   // Everything that was made with the loop is destroyed before it. Tasks posted and not run are

@@ -37,6 +37,22 @@ struct SocketPair {
   int ends[2] = {-1, -1};
 };
 
+TEST(EventLoopTest, TakesNoNumberOfAStandardDescriptorThatIsClosed) {
+  for (const std::vector<int>& closed : std::vector<std::vector<int>>{{0}, {1}, {2}, {0, 1, 2}}) {
+    std::vector<int> kept;
+    for (const int standard : closed) kept.push_back(fcntl(standard, F_DUPFD_CLOEXEC, 3));
+    for (const int standard : closed) close(standard);
+    const auto loop = std::make_unique<EventLoop>();
+    int taken = 0;
+    for (const int standard : closed) taken += fcntl(standard, F_GETFD) != -1;
+    for (size_t i = 0; i < closed.size(); ++i) {
+      if (kept[i] >= 0) dup2(kept[i], closed[i]);
+      close(kept[i]);
+    }
+    EXPECT_EQ(taken, 0) << closed[0];
+  }
+}
+
 TEST(EventLoopTest, RunReturnsAtOnceWhenThereIsNothingToWaitFor) {
   EventLoop loop;
   loop.Run();
