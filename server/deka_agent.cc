@@ -31,6 +31,7 @@
 #include "ipc/error.h"
 #include "ipc/event_loop.h"
 #include "ipc/log.h"
+#include "ipc/standard_descriptors.h"
 #include "ipc/version.h"
 #include "server/config.h"
 #include "server/descriptors.h"
@@ -247,6 +248,7 @@ class AgentProcess {
 };
 
 int Main(int argc, char** argv) {
+  ipc::HoldStandardDescriptors();
   CLI::App app(
       "Forks children, records what they say, and lets others on this host send to, observe and "
       "disconnect them.",

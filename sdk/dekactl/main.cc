@@ -1,13 +1,12 @@
 // dekactl: an agent's children from a shell.
-#include <fcntl.h>
 #include <signal.h>
-#include <unistd.h>
 
 #include <memory>
 #include <string>
 
 #include "CLI/CLI.hpp"
 #include "fmt/format.h"
+#include "ipc/standard_descriptors.h"
 #include "ipc/version.h"
 #include "sdk/dekactl/commands.h"
 #include "sdk/dekactl/context.h"
@@ -15,23 +14,6 @@
 
 namespace deka::dekactl {
 namespace {
-
-// Standard descriptors that are closed must not become something else's: a socket would get what is
-// printed. These answer EBADF to who uses them.
-void HoldStandardDescriptors() {
-  for (const int descriptor : {0, 1, 2}) {
-    const int flags = fcntl(descriptor, F_GETFD);
-    // What was inherited is not close-on-exec. gRPC tries whether there are eventfds when it is
-    // loaded, and leaves the one that it gets as 0 open.
-    if (flags < 0 || (flags & FD_CLOEXEC) != 0) {
-      const int held = open("/dev/null", descriptor == 0 ? O_WRONLY : O_RDONLY);
-      if (held != descriptor) {
-        dup2(held, descriptor);
-        close(held);
-      }
-    }
-  }
-}
 
 constexpr char kExitCodes[] =
     "Exit codes: 0 complete, 1 error, 2 usage, 3 no such child, 4 something was missed, of call "
@@ -45,7 +27,7 @@ void AddTarget(CLI::App& app, Context& context) {
 }
 
 int Run(int argc, char** argv) {
-  HoldStandardDescriptors();
+  ipc::HoldStandardDescriptors();
   // A reader that is gone is an error of the write.
   signal(SIGPIPE, SIG_IGN);
 

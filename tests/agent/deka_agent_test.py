@@ -262,6 +262,16 @@ class ServingTest(bridge.TestCase):
         self.assertEqual(observer.wait_for_last("output").text, "word")
         self.assertEqual(observer.of("started")[0].started.sender.principal, "agent")
 
+    def test_standard_descriptors_that_are_closed_become_nothing_else(self):
+        for closed in ([0], [1], [2], [0, 1, 2]):
+            with self.subTest(closed=closed):
+                agent = self.start_agent(preexec_fn=lambda closed=closed: [os.close(number) for number in closed])
+                child = agent.fork("echo.py")
+                self.assertEqual(child.get().pid, child.pid)
+                for number in closed:
+                    self.assertEqual(os.readlink(f"/proc/{agent.process.pid}/fd/{number}"), "/dev/null")
+                self.assertEqual(agent.stop(), 0, agent.log())
+
     def test_limits_of_the_configuration(self):
         agent = self.start_agent("limits { children_max: 1 }\n")
         agent.fork("echo.py")
