@@ -189,7 +189,8 @@ TEST_F(ProgressTest, WhatWasToldAsMissedIsNotShownByTheNextStream) {
       "reason: REASON_RATE }");
   Attach(12, 99);
   TakeTold();
-  Event(14, "a", 5);
+  Event(13, "a", 5);
+  Event(14, "a", 6);
   EXPECT_EQ(progress_->cursor()->sequence(), 14);
   Event(15, "b", 6);
   Take(
@@ -261,11 +262,13 @@ TEST_F(ProgressTest, AnInexactGapIsToldOnce) {
 // A gap begins after what was told of its child, as long as that is remembered.
 TEST_F(ProgressTest, RemembersTheChildrenOfWhichItWasToldLast) {
   Observe("");
-  Attach(0, 0);
-  Take("snapshot_complete {}");
   const auto children = static_cast<int64_t>(Progress::kKnownMax);
   const auto name = [](int64_t i) { return "c" + std::to_string(i) + "-"; };
-  for (int64_t i = 1; i <= children; ++i) Event(i, name(i), 5);
+  Attach(children, children);
+  Take("snapshot { children { name: 'agents/host/children/" + name(children) +
+       "' last_child_sequence: 5 last_sequence: " + std::to_string(children) + " } }");
+  Take("snapshot_complete {}");
+  for (int64_t i = 1; i < children; ++i) Event(i, name(i), 5);
   const auto gap_of = [&](int64_t i) {
     TakeTold();
     Gap(name(i), 9, 3 * children);
@@ -279,6 +282,22 @@ TEST_F(ProgressTest, RemembersTheChildrenOfWhichItWasToldLast) {
   Event(children + 3, name(children + 2), 5);
   EXPECT_EQ(gap_of(4), (Words{"gap c4-?-9"}));
   EXPECT_EQ(gap_of(children / 2 + 5), (Words{"gap c" + std::to_string(children / 2 + 5) + "-6-9"}));
+  EXPECT_EQ(gap_of(children), (Words{"gap c" + std::to_string(children) + "-6-9"}));
+  EXPECT_EQ(gap_of(1), Words{}) << "it was told already";
+}
+
+TEST_F(ProgressTest, LearnsFromTheSnapshotOfAnotherEpoch) {
+  Observe("");
+  Attach(10, 10);
+  Take("snapshot_complete { head: 10 }");
+  Take("gap { inexact: true to_sequence: 30 reason: REASON_CHILD_FORGOTTEN }");
+  Attach(5, 5, /*epoch=*/8);
+  Take("snapshot { children { name: 'agents/host/children/a' last_child_sequence: 2 } }");
+  Take("snapshot_complete { head: 5 }");
+  TakeTold();
+  Gap("a", 4, 9);
+  Take("gap { inexact: true to_sequence: 9 reason: REASON_CHILD_FORGOTTEN }");
+  EXPECT_EQ(TakeTold(), (Words{"gap a3-4", "inexact ...9"}));
 }
 
 TEST_F(ProgressTest, NamesStandForTheChildrenThatTheyMeantFirst) {
