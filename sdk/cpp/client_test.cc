@@ -810,6 +810,32 @@ TEST_F(ClientTest, ListensFromNowOnToAChildThatWasFound) {
   EXPECT_THAT(record.Await(2), ElementsAre("2", "AGENT_STOPPING"));
 }
 
+TEST_F(ClientTest, TellsAListenerWhatItMissed) {
+  Client client = Connect();
+  v1::ChildSpec spec;
+  spec.set_display_name("a");
+  absl::StatusOr<Child> child = client.Fork(spec);
+  ASSERT_TRUE(child.ok());
+  v1::Event event;
+  for (const char* json : {"1", "2"}) {
+    event.set_json(json);
+    agent_.Append("a", event);
+  }
+  agent_.TurnOver("a", 2);
+  Record record;
+  Child::Listener listener;
+  listener.on_message = [&record](std::string_view json) { record.Add(std::string(json)); };
+  listener.on_gap = [&record](const v1::Gap& gap) {
+    record.Add(fmt::format("gap {}-{}", gap.from_child_sequence(), gap.to_child_sequence()));
+  };
+  ASSERT_TRUE(child->Listen(listener).ok());
+  EXPECT_THAT(record.Await(2), ElementsAre("gap 1-2", "2"));
+  EXPECT_THAT(agent_.requests().back(),
+              AllOf(HasSubstr("children: \"" + child->name() + "\""),
+                    HasSubstr("direction: DIRECTION_FROM_CHILD"), HasSubstr("until_closed: true"),
+                    Not(HasSubstr("EVENT_KIND_OUTPUT"))));
+}
+
 TEST_F(ClientTest, TellsWhyAChildIsListenedToNoLonger) {
   agent_.Append("a");
   Client client = Connect();
