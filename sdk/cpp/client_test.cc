@@ -211,6 +211,27 @@ TEST_F(ClientTest, NamesItselfByProgramAndProcessUnlessItIsGivenAName) {
                                                    getpid())))));
 }
 
+TEST_F(ClientTest, NamesItselfWhereverItAsksForSomething) {
+  Client client = Connect();
+  v1::ChildSpec spec;
+  spec.set_display_name("a");
+  absl::StatusOr<Child> child = client.Fork(spec);
+  ASSERT_TRUE(child.ok()) << child.status();
+  EXPECT_TRUE(child->Send("1").ok());
+  EXPECT_TRUE(child->Kill().ok());
+  EXPECT_TRUE(child->Disconnect().ok());
+  EXPECT_TRUE(client.Observe({}, {}).ok());
+  Attachment attachment = child->Attach({});
+  EXPECT_TRUE(attachment.Send("2").ok());
+  attachment.Finish();
+  EXPECT_TRUE(attachment.Wait().ok());
+  std::vector<std::string> requests = agent_.requests();
+  ASSERT_THAT(requests, SizeIs(7));
+  EXPECT_THAT(requests.back(), HasSubstr("json: \"2\""));
+  requests.pop_back();  // what an attachment asks for is in the name that it opened with
+  EXPECT_THAT(requests, testing::Each(HasSubstr("client: \"test\"")));
+}
+
 TEST_F(ClientTest, ListsAllPages) {
   for (const char* child : {"a", "b", "c"}) {
     agent_.Append(child);
@@ -297,6 +318,18 @@ TEST_F(ClientTest, RepeatsAForkWithItsRequestId) {
   EXPECT_THAT(ids, SizeIs(1));
 }
 
+TEST_F(ClientTest, RepeatsADisconnectAsItWasAskedFor) {
+  agent_.Append("a");
+  Client client = Connect();
+  absl::StatusOr<Child> child = client.Find("a");
+  agent_.SetRefuse(LoseOnce("DisconnectRequest"));
+  EXPECT_TRUE(child->Disconnect(v1::DISCONNECT_MODE_NOW).ok());
+  const std::string request =
+      "DisconnectRequest child: \"agents/fake/children/a\" mode: DISCONNECT_MODE_NOW client: "
+      "\"test\"";
+  EXPECT_THAT(agent_.requests(), ElementsAre("GetChildRequest name: \"a\"", request, request));
+}
+
 TEST_F(ClientTest, NeverRepeatsASignal) {
   agent_.Append("a");
   Client client = Connect();
@@ -307,6 +340,7 @@ TEST_F(ClientTest, NeverRepeatsASignal) {
   EXPECT_EQ(ErrorReason(status), "OUTCOME_UNKNOWN");
   EXPECT_THAT(agent_.requests(), SizeIs(2));
   EXPECT_TRUE(child->Kill(9).ok());
+  EXPECT_THAT(agent_.requests().back(), HasSubstr("signal: 9 "));
 }
 
 TEST_F(ClientTest, WaitsForAnAgentThatComesBack) {
@@ -1179,6 +1213,34 @@ TEST_F(ClientTest, AttachObserves) {
   EXPECT_TRUE(attachment->Wait().ok());
   EXPECT_THAT(record.words(), ElementsAre("a1", "ack 1", "a2", "fin REASON_HALF_CLOSED"));
   EXPECT_EQ(attachment->cursor().sequence(), 2);
+}
+
+TEST_F(ClientTest, AttachAsksForNoMoreEventsWhenItHasAllThatItAskedFor) {
+  agent_.Append("a");
+  Client client = Connect();
+  agent_.CutAttach(2, kLost);
+  Record record;
+  Attachment::Options options = AttachRecorder(record);
+  options.observation.emplace().mutable_start()->set_earliest(true);
+  options.observation->set_events_max(1);
+  absl::StatusOr<Attachment> attachment = client.Attach("a", std::move(options));
+  ASSERT_TRUE(attachment.ok());
+  record.AwaitWord("a1");
+  ASSERT_TRUE(attachment->Send("10").ok());
+  ASSERT_TRUE(attachment->Send("11").ok());
+  attachment->Finish();
+  EXPECT_TRUE(attachment->Wait().ok()) << attachment->Wait();
+  std::vector<std::string> opened;
+  for (const std::string& request : agent_.requests()) {
+    if (request.find("open {") != std::string::npos) {
+      opened.push_back(request);
+    }
+  }
+  EXPECT_THAT(
+      opened,
+      ElementsAre(AllOf(HasSubstr("observation {"),
+                        HasSubstr(fmt::format("response_bytes_max: {}", (64 << 20) + (64 << 10)))),
+                  Not(HasSubstr("observation {"))));
 }
 
 TEST_F(ClientTest, AttachToNobodyIsAnError) {
