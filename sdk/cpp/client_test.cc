@@ -908,6 +908,15 @@ TEST_F(ClientTest, WaitsForAnExitThatComes) {
   EXPECT_EQ(exited->signal(), 9);
 }
 
+TEST_F(ClientTest, WaitsForNoExitOfAnAgentThatStops) {
+  agent_.Append("a");
+  agent_.SetFin(v1::Fin::REASON_AGENT_STOPPING);
+  Client client = Connect();
+  EXPECT_EQ(ErrorReason(client.Find("a")->Wait().status()), "AGENT_STOPPING");
+  agent_.CutObserve(1, FakeAgent::Refusal(grpc::StatusCode::PERMISSION_DENIED, "NOT_ALLOWED"));
+  EXPECT_EQ(ErrorReason(client.Find("a")->Wait().status()), "NOT_ALLOWED");
+}
+
 TEST_F(ClientTest, WaitsForAnExitThatComesWhileTheConnectionIsLost) {
   agent_.Append("a");
   Client client = Connect();
@@ -1198,6 +1207,17 @@ TEST_F(ClientTest, AttachAsksInOrderAndEndsWhenAllIsAnswered) {
   EXPECT_EQ(attachment->Send("12").status().code(), absl::StatusCode::kFailedPrecondition);
 }
 
+TEST_F(ClientTest, AttachAsksForNothingThatIsNotUtf8) {
+  agent_.Append("a");
+  Client client = Connect();
+  absl::StatusOr<Attachment> attachment = client.Attach("a", {});
+  ASSERT_TRUE(attachment.ok());
+  EXPECT_EQ(ErrorReason(attachment->Send("\"\xff\"").status()), "INVALID_ARGUMENT");
+  EXPECT_EQ(*attachment->Send("1"), 1);
+  attachment->Finish();
+  EXPECT_TRUE(attachment->Wait().ok());
+}
+
 TEST_F(ClientTest, AttachObserves) {
   agent_.Append("a");
   Client client = Connect();
@@ -1388,6 +1408,30 @@ TEST_F(ClientTest, AttachHoldsSendersBackAtItsLimit) {
   one_more.join();
   EXPECT_THAT(sent.words(), ElementsAre("sent"));
   EXPECT_THAT(Asked(agent_.requests()), SizeIs(Attachment::kRequestsMax + 1));
+}
+
+TEST_F(ClientTest, AttachHoldsNoCallbackBack) {
+  agent_.Append("a");
+  Client client = Connect();
+  Record record;
+  Attachment::Options options = AttachRecorder(record);
+  options.observation.emplace();
+  std::optional<Attachment> attachment;
+  options.observer.on_event = [&](const v1::Event& event) {
+    if (event.child_sequence() != 2) {
+      return;
+    }
+    // Their answers are read when it has returned.
+    for (size_t i = 0; i <= Attachment::kRequestsMax; ++i) {
+      EXPECT_TRUE(attachment->Send("1").ok());
+    }
+    attachment->Finish();
+  };
+  attachment = *client.Attach("a", std::move(options));
+  ASSERT_TRUE(attachment->Send("0").ok());
+  EXPECT_TRUE(attachment->Wait().ok());
+  const std::vector<std::string> words = record.words();
+  EXPECT_THAT(words, Contains(fmt::format("ack {}", Attachment::kRequestsMax + 2)));
 }
 
 TEST_F(ClientTest, StoppingAnAttachmentFreesWhoWaits) {
