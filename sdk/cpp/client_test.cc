@@ -13,6 +13,7 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <map>
 #include <memory>
 #include <optional>
@@ -696,6 +697,22 @@ TEST_F(ClientTest, AnObserverThatTheAgentGaveUpOnIsResumed) {
   EXPECT_THAT(record.words(), ElementsAre("a1", "a2", "a1", "a2", "a3"));
 }
 
+TEST_F(ClientTest, AStreamThatEndsWithoutAFinIsResumed) {
+  agent_.Append("a");
+  agent_.Append("a");
+  Client client = Connect();
+  agent_.SetFin(v1::Fin::REASON_AGENT_STOPPING);
+  for (const grpc::Status& end :
+       {grpc::Status::OK, grpc::Status(grpc::StatusCode::UNKNOWN, "reset")}) {
+    agent_.CutObserve(3, end);
+    Record record;
+    absl::StatusOr<Observation> observation = client.Observe(Earliest(), Recorder(record));
+    ASSERT_TRUE(observation.ok());
+    observation->Wait();
+    EXPECT_THAT(record.words(), ElementsAre("a1", "a2", "fin REASON_AGENT_STOPPING"));
+  }
+}
+
 TEST_F(ClientTest, StopIsTheEndOfCallbacks) {
   Client client = Connect();
   Record record;
@@ -1362,6 +1379,16 @@ TEST_F(ClientTest, AttachEndsWithTheAgentsError) {
   EXPECT_EQ(ErrorReason(attachment->Send("y").status()), "INVALID_JSON");
 }
 
+TEST_F(ClientTest, AttachDoesNotKnowWhatTheAgentLeftUnanswered) {
+  agent_.Append("a");
+  Client client = Connect();
+  agent_.CutAttach(1, grpc::Status::OK);
+  absl::StatusOr<Attachment> attachment = client.Attach("a", {});
+  ASSERT_TRUE(attachment.ok());
+  ASSERT_TRUE(attachment->Send("1").ok());
+  EXPECT_EQ(ErrorReason(attachment->Wait()), "OUTCOME_UNKNOWN");
+}
+
 TEST_F(ClientTest, AttachThatStopsOnFailureNamesTheRequestAsItsCallerDoes) {
   agent_.Append("a");
   Client client = Connect();
@@ -1396,18 +1423,27 @@ TEST_F(ClientTest, AttachHoldsSendersBackAtItsLimit) {
   for (size_t i = 0; i < Attachment::kRequestsMax; ++i) {
     ASSERT_TRUE(attachment->Send("1").ok());
   }
-  Record sent;
-  std::thread one_more([&] {
-    sent.Add(attachment->Send("2").ok() ? "sent" : "not sent");
-    attachment->Finish();
-  });
-  EXPECT_THAT(sent.words(), ElementsAre());
+  std::future<bool> one_more =
+      std::async(std::launch::async, [&] { return attachment->Send("2").ok(); });
+  EXPECT_EQ(one_more.wait_for(milliseconds(50)), std::future_status::timeout);
   EXPECT_THAT(Asked(agent_.requests()), ElementsAre());
   agent_.SetAttachReads(true);
+  EXPECT_TRUE(one_more.get());
+  attachment->Finish();
   EXPECT_TRUE(attachment->Wait().ok());
-  one_more.join();
-  EXPECT_THAT(sent.words(), ElementsAre("sent"));
   EXPECT_THAT(Asked(agent_.requests()), SizeIs(Attachment::kRequestsMax + 1));
+}
+
+TEST_F(ClientTest, AttachSendsOnOnceItIsAnswered) {
+  agent_.Append("a");
+  Client client = Connect();
+  absl::StatusOr<Attachment> attachment = client.Attach("a", {});
+  ASSERT_TRUE(attachment.ok());
+  for (size_t bytes = 0; bytes <= 2 * Attachment::kRequestsBytesMax; bytes += 100'000) {
+    ASSERT_TRUE(attachment->Send('"' + std::string(100'000, 'x') + '"').ok());
+  }
+  attachment->Finish();
+  EXPECT_TRUE(attachment->Wait().ok());
 }
 
 TEST_F(ClientTest, AttachHoldsNoCallbackBack) {
@@ -1440,17 +1476,21 @@ TEST_F(ClientTest, StoppingAnAttachmentFreesWhoWaits) {
   Client client = Connect();
   absl::StatusOr<Attachment> attachment = client.Attach("a", {});
   ASSERT_TRUE(attachment.ok());
-  absl::Status last;
-  std::thread sender([&] {
-    const std::string json = "\"" + std::string(100'000, 'x') + "\"";
-    do {
-      last = attachment->Send(json).status();
-    } while (last.ok());
+  constexpr size_t kBytes = 100'000;
+  size_t sent = 0;
+  std::future<absl::Status> sender = std::async(std::launch::async, [&] {
+    for (;; ++sent) {
+      absl::Status status = attachment->Send("\"" + std::string(kBytes, 'x') + "\"").status();
+      if (!status.ok()) {
+        return status;
+      }
+    }
   });
   agent_.AwaitRequests(2);
+  EXPECT_EQ(sender.wait_for(milliseconds(50)), std::future_status::timeout);
   attachment->Stop();
-  sender.join();
-  EXPECT_EQ(last.code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(sender.get().code(), absl::StatusCode::kCancelled);
+  EXPECT_LE(sent, Attachment::kRequestsBytesMax / kBytes + 1);
 }
 
 }  // namespace
