@@ -250,6 +250,40 @@ TEST_F(HoldTest, LongLinesOfOutputAreKept) {
   EXPECT_EQ(lines, 20);
 }
 
+// Whatever is recorded while nobody is held, what follows it waits for who has not read it.
+TEST_F(HoldTest, WhatFollowsASignalWaits) {
+  v1::ChildSpec spec = Script(
+      "line() { head -c $1 /dev/zero | tr '\\0' x; echo; }; "
+      "trap 'line 60000' USR1; trap 'line 65536' USR2; echo ready; while :; do read -r x <&3; "
+      "done");
+  spec.set_dialect(v1::DIALECT_NODE);
+  spec.mutable_limits()->set_log_bytes_max(68 << 10);
+  const auto forked = Fork(std::move(spec));
+  ASSERT_TRUE(forked.ok()) << forked.status();
+  const v1::Child& child = forked->child();
+  const auto observation = Lossless(child, std::chrono::milliseconds(8000));
+  Shown shown;
+  const auto until_shown = [&](std::string_view line_begin, size_t bytes) {
+    return ipc::RunUntil(loop_, [&] {
+      EXPECT_TRUE(List().ok());
+      TakeAll(*observation, shown);
+      return !shown.events.empty() && shown.events.back().text().size() == bytes &&
+             shown.events.back().text().starts_with(line_begin);
+    });
+  };
+  ASSERT_TRUE(until_shown("ready", 5));
+  ASSERT_TRUE(Signal(child, SIGUSR1).ok());
+  ASSERT_TRUE(until_shown("x", 60'000));
+  ASSERT_TRUE(Signal(child, SIGUSR2).ok());
+  // The line that follows has no room beside the signal.
+  ipc::RunFor(loop_, std::chrono::milliseconds(200));
+  ASSERT_TRUE(until_shown("x", 65'536));
+  EXPECT_THAT(shown.gaps, IsEmpty());
+  int signals = 0;
+  for (const v1::Event& event : shown.events) signals += event.has_signalled();
+  EXPECT_EQ(signals, 2);
+}
+
 // A queue takes no more than the log can hold, however much the observer has read.
 TEST_F(HoldTest, WhatIsQueuedIsKept) {
   v1::ChildSpec spec = Script("kill -STOP $$; cat <&3 >/dev/null");

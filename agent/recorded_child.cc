@@ -207,6 +207,7 @@ void RecordedChild::RecordStarted(const v1::Sender& sender) {
   *started.mutable_child() = ToProto();
   *started.mutable_sender() = sender;
   Stage(v1::Event::kStarted, started);
+  HoldIfFull();
   environment_.log.Commit();
 }
 
@@ -463,6 +464,7 @@ absl::StatusOr<int64_t> RecordedChild::RecordSignal(int signal, const v1::Sender
   signalled.set_signal(signal);
   *signalled.mutable_sender() = sender;
   const int64_t sequence = Stage(v1::Event::kSignalled, signalled);
+  HoldIfFull();
   environment_.log.Commit();
   return sequence;
 }
@@ -697,6 +699,7 @@ void RecordedChild::OnDisconnect(absl::Status reason) {
   }
   if (!reason.ok()) disconnected.set_message(TextOf(reason));
   Stage(v1::Event::kDisconnected, disconnected);
+  HoldIfFull();
   environment_.log.Commit();
   disconnected_ = true;
   UpdateQueued();
