@@ -88,8 +88,7 @@ void SendsCheck::Collect() {
     const auto [entry, is_new] = by_key_.try_emplace(KeyOf(send), groups_.size());
     if (is_new) {
       groups_.emplace_back();
-      if (!send.request_id.empty())
-        by_id_.emplace(std::pair(send.child, send.request_id), entry->second);
+      by_id_.emplace(std::pair(send.child, std::get<1>(entry->first)), entry->second);
     }
     groups_[entry->second].sends.push_back(&send);
     group_of_[&send] = entry->second;
@@ -137,8 +136,8 @@ void SendsCheck::TakeEvents() {
       groups_[found->second].written.push_back(sequence);
       continue;
     }
-    // Shown to nobody as a whole: the id has to do.
-    const auto [begin, end] = by_id_.equal_range({fact.child, to_child.request_id()});
+    // Shown to nobody as a whole: the id, or the client, has to do.
+    const auto [begin, end] = by_id_.equal_range({fact.child, id});
     bool known = false;
     for (auto each = begin; each != end; ++each) {
       const std::string& json = groups_[each->second].sends[0]->json;
