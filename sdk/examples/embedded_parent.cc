@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -123,6 +124,8 @@ int main(int argc, char** argv) {
   parent.Expect(2);
   std::printf("serving %s\n", argv[1]);
   loop.Run();
+  // Who observes is shown the rest.
+  (*server)->Stop(std::chrono::seconds(2));
   // Who started a process reaps it.
   waitpid(*pid, nullptr, 0);
   return 0;
