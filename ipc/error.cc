@@ -71,6 +71,7 @@ constexpr Row kTable[] = {
 
     {Reason::kConnectionsLimit, "CONNECTIONS_LIMIT", StatusCode::kResourceExhausted, 1000},
     {Reason::kAgentStopping, "AGENT_STOPPING", StatusCode::kUnavailable, 1000},
+    {Reason::kAgentNotFound, "AGENT_NOT_FOUND", StatusCode::kNotFound, 0},
     // An agent serves there already: use it.
     {Reason::kAddressInUse, "ADDRESS_IN_USE", StatusCode::kAlreadyExists, 0},
     {Reason::kAddressUnsafe, "ADDRESS_UNSAFE", StatusCode::kFailedPrecondition, 0},

@@ -65,6 +65,7 @@ enum class Reason : uint8_t {
   // The agent.
   kConnectionsLimit,
   kAgentStopping,
+  kAgentNotFound,  // another one than the agent that was asked
   kAddressInUse,   // another agent serves there
   kAddressUnsafe,  // others than the agent's user can open the socket's directory
   kConfigInvalid,  // the configuration, with file, line and field
