@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <google/protobuf/io/coded_stream.h>
 #include <google/protobuf/io/zero_copy_stream_impl_lite.h>
+#include <google/protobuf/util/time_util.h>
 #include <sys/random.h>
 #include <unistd.h>
 
@@ -21,6 +22,7 @@
 #include "agent/recorded_child.h"
 #include "agent/spec.h"
 #include "ipc/error.h"
+#include "ipc/version.h"
 
 namespace deka::agent {
 namespace {
@@ -108,6 +110,7 @@ class Agent::Impl : public std::enable_shared_from_this<Agent::Impl> {
   Impl(ipc::EventLoop& loop, Options options)
       : loop_(loop),
         options_(std::move(options)),
+        lineage_(options_.lineage),
         log_({.agent = options_.id,
               .logs_bytes_max = options_.limits.logs_bytes_max,
               .observers_max = options_.limits.observers_max}),
@@ -141,6 +144,7 @@ class Agent::Impl : public std::enable_shared_from_this<Agent::Impl> {
                                                   const Caller& caller);
   absl::StatusOr<v1::ListChildrenResponse> ListChildren(const v1::ListChildrenRequest& request);
   absl::StatusOr<std::unique_ptr<Observation>> Observe(const v1::ObserveRequest& request);
+  v1::Agent ToProto() const;
 
   // The child that a caller's name means.
   absl::StatusOr<RecordedChild*> Find(std::string_view name) const;
@@ -148,6 +152,12 @@ class Agent::Impl : public std::enable_shared_from_this<Agent::Impl> {
   absl::StatusOr<RecordedChild*> FindPart(const std::string& part) const;
   // Null if it is not known any more.
   RecordedChild* FindById(const std::string& id) const;
+
+  void PostLineage(Lineage lineage) {
+    loop_.Post([weak = weak_from_this(), lineage] {
+      if (const std::shared_ptr<Impl> self = weak.lock()) self->lineage_ = lineage;
+    });
+  }
 
   void PostStop(StopOptions options, absl::AnyInvocable<void()> done) {
     loop_.Post([weak = weak_from_this(), options, done = std::move(done)]() mutable {
@@ -206,6 +216,8 @@ class Agent::Impl : public std::enable_shared_from_this<Agent::Impl> {
 
   ipc::EventLoop& loop_;
   const Options options_;
+  const std::chrono::system_clock::time_point start_time_ = std::chrono::system_clock::now();
+  Lineage lineage_;
   const std::vector<std::string> environment_ = ipc::OwnEnvironment();
   const uint64_t seed_ = RandomSeed();
   EventLog log_;
@@ -562,6 +574,29 @@ absl::StatusOr<std::unique_ptr<Observation>> Agent::Impl::Observe(
   return log_.Observe(std::move(plan));
 }
 
+v1::Agent Agent::Impl::ToProto() const {
+  using std::chrono::microseconds;
+  v1::Agent agent;
+  agent.set_name(fmt::format("agents/{}", id()));
+  agent.set_version(std::string(ipc::kVersion));
+  agent.set_pid(getpid());
+  agent.set_keeper_pid(lineage_.keeper_pid);
+  agent.set_spare_pid(lineage_.spare_pid);
+  agent.set_incarnation(lineage_.incarnation);
+  *agent.mutable_start_time() = google::protobuf::util::TimeUtil::MicrosecondsToTimestamp(
+      std::chrono::duration_cast<microseconds>(start_time_.time_since_epoch()).count());
+  agent.set_epoch(log_.epoch());
+  agent.set_head(log_.head());
+  *agent.mutable_limits() = agent::ToProto(options_.limits);
+  agent.set_observers(static_cast<int32_t>(log_.observers()));
+  agent.set_children(static_cast<int32_t>(children_.size()));
+  agent.set_running_children(
+      static_cast<int32_t>(std::count_if(children_.begin(), children_.end(), [](const auto& entry) {
+        return entry.second->running();
+      })));
+  return agent;
+}
+
 void Agent::Impl::OnEnding() {
   if (stopping_) stop_task_.Schedule();
 }
@@ -691,6 +726,8 @@ Agent::~Agent() = default;
 
 const std::string& Agent::id() const { return impl_->id(); }
 
+void Agent::SetLineage(Lineage lineage) { impl_->PostLineage(lineage); }
+
 absl::StatusOr<Child*> Agent::Fork(ipc::ForkOptions options, Description description,
                                    Child::Listener* listener) {
   return impl_->Fork(std::move(options), std::move(description), listener);
@@ -766,6 +803,18 @@ void Agent::SignalChild(v1::SignalChildRequest request, Caller caller,
     if (!sequence.ok()) return answer(sequence.status());
     v1::SignalChildResponse response;
     response.set_sequence(*sequence);
+    answer(std::move(response));
+  });
+}
+
+void Agent::GetAgent(v1::GetAgentRequest request, Done<v1::GetAgentResponse> done) {
+  impl_->Post(std::move(done), [request = std::move(request)](Impl& impl,
+                                                              Answer<v1::GetAgentResponse> answer) {
+    if (absl::Status status = ValidateAgentName(request.name(), impl.id()); !status.ok()) {
+      return answer(status);
+    }
+    v1::GetAgentResponse response;
+    *response.mutable_agent() = impl.ToProto();
     answer(std::move(response));
   });
 }

@@ -57,6 +57,14 @@ struct Limits {
   std::chrono::milliseconds request_id_kept_ms_max{600'000};
 };
 
+// The processes around an agent's own, which only the program that it runs in knows. What
+// v1::Agent tells of them.
+struct Lineage {
+  pid_t keeper_pid = 0;     // outlives the agent; 0: none
+  pid_t spare_pid = 0;      // takes over when the agent ends; 0: none
+  int64_t incarnation = 1;  // how many agents there were, this one included
+};
+
 // Who asks: see v1::Sender.
 struct Caller {
   std::string principal;  // verified
@@ -81,7 +89,8 @@ class Agent {
     std::string id = {};  // [a-z0-9][a-z0-9-]{0,62}; empty: the host's name, made to fit
     Limits limits = {};
     std::optional<unsigned long> descriptors_soft_max =
-        {};  // RLIMIT_NOFILE that children get; unset: the agent's own
+        {};                // RLIMIT_NOFILE that children get; unset: the agent's own
+    Lineage lineage = {};  // until SetLineage
   };
 
   // INVALID_ARGUMENT if the id is malformed or limits do not fit each other; the message names the
@@ -93,6 +102,9 @@ class Agent {
   Agent& operator=(const Agent&) = delete;
 
   const std::string& id() const;
+
+  // What GetAgent tells from here on, in requests made afterwards. Any thread.
+  void SetLineage(Lineage lineage);
 
   // --- In process, on the loop's thread. ---
 
@@ -121,6 +133,8 @@ class Agent {
   void Disconnect(v1::DisconnectRequest request, Caller caller, Done<v1::DisconnectResponse> done);
   void SignalChild(v1::SignalChildRequest request, Caller caller,
                    Done<v1::SignalChildResponse> done);
+  // `limits` lacks what the server enforces: connections_max, write_stalled_ms_max.
+  void GetAgent(v1::GetAgentRequest request, Done<v1::GetAgentResponse> done);
 
   struct SendOptions {
     // Waits for room in the queue instead of failing with kQueueFull. Sends that wait keep their

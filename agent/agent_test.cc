@@ -11,8 +11,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <csignal>
 #include <filesystem>
+#include <limits>
 #include <map>
 #include <memory>
 #include <optional>
@@ -29,6 +31,7 @@
 #include "ipc/error.h"
 #include "ipc/mutex.h"
 #include "ipc/testing.h"
+#include "ipc/version.h"
 
 namespace deka::agent {
 namespace {
@@ -552,6 +555,7 @@ TEST_F(AgentTest, StopsInOrder) {
   EXPECT_LT(last_disconnected, first_signal);
   ExpectReason(Get(polite.name()).status(), Reason::kAgentStopping);
   ExpectReason(Fork(Script(kEcho)).status(), Reason::kAgentStopping);
+  ExpectReason(GetAgent().status(), Reason::kAgentStopping);
 }
 
 // Signals and pids as they are shown, in the order of the stop's phases.
@@ -1037,6 +1041,128 @@ TEST_F(AgentTest, TheLimitsOfAnObservationAreExact) {
   };
   EXPECT_TRUE(with_last(1).ok());
   ExpectReason(with_last(0), Reason::kInvalidArgument);
+}
+
+TEST_F(AgentTest, TellsOfItself) {
+  using std::chrono::system_clock;
+  // As exact as start_time is.
+  const auto now = [] {
+    return std::chrono::floor<std::chrono::microseconds>(system_clock::now());
+  };
+  const auto before = now();
+  Create({});
+  const auto after = now();
+  const auto first = GetAgent();
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_EQ(first->name(), "agents/host");
+  EXPECT_EQ(first->version(), std::string(ipc::kVersion));
+  EXPECT_EQ(first->pid(), getpid());
+  const system_clock::time_point start{std::chrono::microseconds(
+      first->start_time().seconds() * 1'000'000 + first->start_time().nanos() / 1'000)};
+  EXPECT_GE(start, before);
+  EXPECT_LE(start, after);
+  EXPECT_EQ(first->epoch(), List()->cursor().epoch());
+  EXPECT_EQ(first->head(), 0);
+  EXPECT_EQ(first->observers(), 0);
+  EXPECT_EQ(first->children(), 0);
+  EXPECT_EQ(first->running_children(), 0);
+
+  const v1::Child ended = ForkScript("exit 0");
+  ASSERT_TRUE(WaitFor(ended, v1::Child::STATE_CLOSED).ok());
+  ForkScript(kEcho);
+  auto one = Observe({}), two = Observe({});
+  ASSERT_TRUE(one.ok() && two.ok());
+  const auto later = GetAgent("agents/host");
+  ASSERT_TRUE(later.ok()) << later.status();
+  EXPECT_EQ(later->epoch(), first->epoch());
+  EXPECT_EQ(later->head(), List()->cursor().sequence());
+  EXPECT_GT(later->head(), 0);
+  EXPECT_EQ(later->observers(), 2);
+  EXPECT_EQ(later->children(), 2);
+  EXPECT_EQ(later->running_children(), 1);
+  one->reset();
+  EXPECT_EQ(GetAgent()->observers(), 1);
+}
+
+TEST_F(AgentTest, IsFoundByItsOwnNameOnly) {
+  ExpectReason(GetAgent("agents/other").status(), Reason::kAgentNotFound);
+  for (const char* name : {"", "host", "agents/", "agents/host/children/a"}) {
+    ExpectReason(GetAgent(name).status(), Reason::kInvalidArgument);
+  }
+}
+
+TEST_F(AgentTest, TellsItsLimits) {
+  const v1::AgentLimits defaults = GetAgent()->limits();
+  EXPECT_EQ(defaults.child().message_bytes_max(), 1 << 20);
+  EXPECT_EQ(defaults.child().queue_bytes_max(), 4 << 20);
+  EXPECT_EQ(defaults.child().log_bytes_max(), 4 << 20);
+  EXPECT_EQ(defaults.logs_bytes_max(), 256 << 20);
+  EXPECT_EQ(defaults.queues_bytes_max(), 256 << 20);
+  EXPECT_EQ(defaults.children_max(), 16'384);
+  EXPECT_EQ(defaults.observers_max(), 1'024);
+  EXPECT_EQ(defaults.log_events_max(), 16'384);
+  EXPECT_EQ(defaults.queue_messages_max(), 65'536);
+  EXPECT_EQ(defaults.ended_children_max(), 1'024);
+  // The server's own.
+  EXPECT_EQ(defaults.connections_max(), 0);
+  EXPECT_EQ(defaults.write_stalled_ms_max(), 0);
+
+  Create({.message_bytes_max = 1'000,
+          .queue_bytes_max = 10'000,
+          .queue_messages_max = 11,
+          .log_bytes_max = 100'000,
+          .log_events_max = 12,
+          .logs_bytes_max = 1'000'000,
+          .queues_bytes_max = 2'000'000,
+          .children_max = (size_t{1} << 31) - 1,
+          .observers_max = size_t{1} << 31,
+          .ended_children_max = 0});
+  const v1::AgentLimits others = GetAgent()->limits();
+  EXPECT_EQ(others.child().message_bytes_max(), 1'000);
+  EXPECT_EQ(others.child().queue_bytes_max(), 10'000);
+  EXPECT_EQ(others.queue_messages_max(), 11);
+  EXPECT_EQ(others.child().log_bytes_max(), 100'000);
+  EXPECT_EQ(others.log_events_max(), 12);
+  EXPECT_EQ(others.logs_bytes_max(), 1'000'000);
+  EXPECT_EQ(others.queues_bytes_max(), 2'000'000);
+  EXPECT_EQ(others.children_max(), std::numeric_limits<int32_t>::max());
+  EXPECT_EQ(others.observers_max(), std::numeric_limits<int32_t>::max());
+  EXPECT_EQ(others.ended_children_max(), 0);
+}
+
+TEST_F(AgentTest, TellsItsLineage) {
+  const auto alone = GetAgent();
+  ASSERT_TRUE(alone.ok()) << alone.status();
+  EXPECT_EQ(alone->keeper_pid(), 0);
+  EXPECT_EQ(alone->spare_pid(), 0);
+  EXPECT_EQ(alone->incarnation(), 1);
+
+  agent_.reset();
+  auto kept = Agent::Create(
+      loop_, {.id = "host", .lineage = {.keeper_pid = 7, .spare_pid = 8, .incarnation = 3}});
+  ASSERT_TRUE(kept.ok()) << kept.status();
+  agent_ = *std::move(kept);
+  EXPECT_EQ(GetAgent()->keeper_pid(), 7);
+  EXPECT_EQ(GetAgent()->spare_pid(), 8);
+  EXPECT_EQ(GetAgent()->incarnation(), 3);
+
+  // What was asked before is answered as it was.
+  const auto spare_of_answer = [&](std::optional<pid_t>& spare) {
+    v1::GetAgentRequest request;
+    request.set_name("agents/-");
+    agent_->GetAgent(request, [&spare](const absl::StatusOr<v1::GetAgentResponse>& response) {
+      spare = response->agent().spare_pid();
+    });
+  };
+  std::optional<pid_t> before, after;
+  spare_of_answer(before);
+  std::thread([&] {
+    agent_->SetLineage({.keeper_pid = 7, .spare_pid = 9, .incarnation = 3});
+  }).join();
+  spare_of_answer(after);
+  ASSERT_TRUE(RunUntil(loop_, [&] { return after.has_value(); }));
+  EXPECT_EQ(before, 8);
+  EXPECT_EQ(after, 9);
 }
 
 TEST(AgentCreateTest, RefusesLimitsThatDoNotFit) {

@@ -121,6 +121,15 @@ class AgentTest : public testing::Test {
         [&](auto done) { agent_->SignalChild(request, kCaller, std::move(done)); });
   }
 
+  absl::StatusOr<v1::Agent> GetAgent(std::string name = "agents/-") {
+    v1::GetAgentRequest request;
+    request.set_name(std::move(name));
+    auto response = Answer<v1::GetAgentResponse>(
+        [&](auto done) { agent_->GetAgent(request, std::move(done)); });
+    if (!response.ok()) return response.status();
+    return response->agent();
+  }
+
   absl::StatusOr<std::unique_ptr<Observation>> Observe(v1::ObserveRequest request) {
     request.set_parent("agents/-");
     return Answer<std::unique_ptr<Observation>>(

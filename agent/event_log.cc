@@ -363,4 +363,9 @@ int64_t EventLog::head() const {
   return head_;
 }
 
+size_t EventLog::observers() const {
+  ipc::MutexLock lock(mutex_);
+  return observers_.size();
+}
+
 }  // namespace deka::agent

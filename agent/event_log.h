@@ -230,6 +230,9 @@ class EventLog {
   // The newest event committed, 0 if there is none.
   int64_t head() const;
 
+  // How many observations there are now.
+  size_t observers() const;
+
   // Begins now: its `head` is what is committed. Fails with kCursorExpired or kCursorOtherEpoch
   // (`fail_on_gap`), kInvalidArgument (a cursor beyond the head, or of another agent) or
   // kObserversLimit.

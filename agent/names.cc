@@ -42,6 +42,18 @@ bool TakePart(std::string_view& name, std::string_view prefix, std::string_view&
   return true;
 }
 
+// The part of an agent's name that says which one: an id, or `-`. kInvalidArgument names `field`.
+absl::StatusOr<std::string_view> ParseAgentName(std::string_view field, std::string_view name,
+                                                std::string_view agent) {
+  std::string_view rest = name, named_agent;
+  if (!TakePart(rest, "agents/", named_agent) || !rest.empty() ||
+      (named_agent != "-" && !IsId(named_agent))) {
+    return InvalidField(
+        field, fmt::format("is \"{}\"; it must be agents/{} or agents/-.", Shown(name), agent));
+  }
+  return named_agent;
+}
+
 absl::Status ValidateText(std::string_view field, std::string_view text, size_t bytes_max) {
   if (text.size() > bytes_max) {
     return InvalidField(
@@ -124,15 +136,22 @@ absl::StatusOr<std::string> ParseChildName(std::string_view name, std::string_vi
 }
 
 absl::Status ValidateParent(std::string_view parent, std::string_view agent) {
-  std::string_view rest = parent, named_agent;
-  if (!TakePart(rest, "agents/", named_agent) || !rest.empty() ||
-      (named_agent != "-" && !IsId(named_agent))) {
-    return InvalidField("parent", fmt::format("is \"{}\"; it must be agents/{} or agents/-.",
-                                              Shown(parent), agent));
+  const absl::StatusOr<std::string_view> named = ParseAgentName("parent", parent, agent);
+  if (!named.ok()) return named.status();
+  if (*named != "-" && *named != agent) {
+    return InvalidField("parent", fmt::format("names agent {}; this is agent {}.", *named, agent));
   }
-  if (named_agent != "-" && named_agent != agent) {
-    return InvalidField("parent",
-                        fmt::format("names agent {}; this is agent {}.", named_agent, agent));
+  return absl::OkStatus();
+}
+
+absl::Status ValidateAgentName(std::string_view name, std::string_view agent) {
+  const absl::StatusOr<std::string_view> named = ParseAgentName("name", name, agent);
+  if (!named.ok()) return named.status();
+  if (*named != "-" && *named != agent) {
+    return ipc::MakeError(
+        ipc::Reason::kAgentNotFound,
+        fmt::format("There is no agent {} here; this is agent {}.", *named, agent),
+        {{"agent", std::string(agent)}});
   }
   return absl::OkStatus();
 }

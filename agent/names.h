@@ -44,6 +44,10 @@ absl::StatusOr<std::string> ParseChildName(std::string_view name, std::string_vi
 // OK if `parent` names this agent.
 absl::Status ValidateParent(std::string_view parent, std::string_view agent);
 
+// The same of an agent's own name. kInvalidArgument if it is malformed, kAgentNotFound if it is
+// another agent's.
+absl::Status ValidateAgentName(std::string_view name, std::string_view agent);
+
 // kInvalidArgument, with the field's name.
 absl::Status InvalidField(std::string_view field, std::string_view what);
 

@@ -97,6 +97,21 @@ TEST(NamesTest, Parents) {
   }
 }
 
+TEST(NamesTest, Agents) {
+  EXPECT_TRUE(ValidateAgentName("agents/here", "here").ok());
+  EXPECT_TRUE(ValidateAgentName("agents/-", "here").ok());
+  for (const char* name : {"", "here", "-", "agents/", "agents/Here", "agents/here/",
+                           "agents/here/children/a", "/agents/here"}) {
+    const absl::Status malformed = ValidateAgentName(name, "here");
+    EXPECT_EQ(ipc::ReasonOf(malformed), Reason::kInvalidArgument) << name;
+    EXPECT_EQ(ipc::MetadataOf(malformed, "field"), "name");
+  }
+  const absl::Status other = ValidateAgentName("agents/there", "here");
+  EXPECT_EQ(ipc::ReasonOf(other), Reason::kAgentNotFound);
+  EXPECT_EQ(ipc::MetadataOf(other, "agent"), "here");
+  EXPECT_THAT(other.message(), HasSubstr("there"));
+}
+
 TEST(NamesTest, LabelsAreLimited) {
   std::map<std::string, std::string> labels;
   for (size_t i = 0; i < kLabelsMax; ++i) labels["k" + std::to_string(i)] = "v";

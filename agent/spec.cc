@@ -1,5 +1,7 @@
 #include "agent/spec.h"
 
+#include <algorithm>
+#include <limits>
 #include <string_view>
 #include <utility>
 
@@ -14,6 +16,11 @@ namespace {
 absl::Status ValidateWord(std::string_view field, std::string_view word) {
   if (word.find('\0') == std::string_view::npos) return absl::OkStatus();
   return InvalidField(field, "holds a NUL byte, which no program can be given.");
+}
+
+template <typename Field>
+Field Fitted(size_t limit) {
+  return static_cast<Field>(std::min<size_t>(limit, std::numeric_limits<Field>::max()));
 }
 
 absl::StatusOr<size_t> LimitOf(std::string_view field, int64_t asked, size_t otherwise) {
@@ -200,6 +207,22 @@ absl::StatusOr<std::chrono::milliseconds> TimeoutOf(const v1::ChildSpec& spec) {
 
 v1::Dialect ToProto(ipc::Dialect dialect) {
   return dialect == ipc::Dialect::kNode ? v1::DIALECT_NODE : v1::DIALECT_DEKA;
+}
+
+v1::AgentLimits ToProto(const Limits& limits) {
+  v1::AgentLimits proto;
+  v1::ChildLimits& child = *proto.mutable_child();
+  child.set_message_bytes_max(Fitted<int64_t>(limits.message_bytes_max));
+  child.set_queue_bytes_max(Fitted<int64_t>(limits.queue_bytes_max));
+  child.set_log_bytes_max(Fitted<int64_t>(limits.log_bytes_max));
+  proto.set_logs_bytes_max(Fitted<int64_t>(limits.logs_bytes_max));
+  proto.set_queues_bytes_max(Fitted<int64_t>(limits.queues_bytes_max));
+  proto.set_children_max(Fitted<int32_t>(limits.children_max));
+  proto.set_observers_max(Fitted<int32_t>(limits.observers_max));
+  proto.set_log_events_max(Fitted<int32_t>(limits.log_events_max));
+  proto.set_queue_messages_max(Fitted<int32_t>(limits.queue_messages_max));
+  proto.set_ended_children_max(Fitted<int32_t>(limits.ended_children_max));
+  return proto;
 }
 
 }  // namespace deka::agent

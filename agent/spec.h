@@ -56,6 +56,10 @@ inline bool IsSignal(int signal) { return signal >= 1 && signal <= SIGRTMAX; }
 
 v1::Dialect ToProto(ipc::Dialect dialect);
 
+// Those of `limits` that the API knows; a number that is too large for its field is the largest
+// one.
+v1::AgentLimits ToProto(const Limits& limits);
+
 }  // namespace deka::agent
 
 #endif  // AGENT_SPEC_H_
