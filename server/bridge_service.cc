@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdint>
+#include <limits>
 #include <map>
 #include <optional>
 #include <utility>
@@ -40,6 +42,13 @@ absl::Status WithNumber(const absl::Status& status, int64_t number) {
   return MakeError(*reason, {status.message().data(), status.message().size()}, metadata);
 }
 
+// A limit as the API has it; one that is too large for that is the largest.
+template <typename Limit>
+int32_t ToField(Limit limit) {
+  constexpr int32_t kMax = std::numeric_limits<int32_t>::max();
+  return std::cmp_less(limit, kMax) ? static_cast<int32_t>(limit) : kMax;
+}
+
 template <typename Message>
 std::string ClientOf(const Message& request) {
   if constexpr (requires { request.client(); }) return request.client();
@@ -55,8 +64,8 @@ auto Answer(Call& call, const absl::StatusOr<Response>& reply) {
 
 }  // namespace
 
-BridgeService::BridgeService(agent::Agent& agent, std::string principal)
-    : agent_(agent), principal_(std::move(principal)) {
+BridgeService::BridgeService(agent::Agent& agent, Options options)
+    : agent_(agent), options_(std::move(options)) {
   const auto add = [this](std::string_view method, CallService::Method run) {
     service_.AddMethod(fmt::format("/{}/{}", kName, method), std::move(run));
   };
@@ -93,6 +102,26 @@ BridgeService::BridgeService(agent::Agent& agent, std::string principal)
           agent_.SignalChild(std::move(request), std::move(caller), std::move(done));
         });
   });
+  add("GetAgent", [this](Call& call) {
+    return AskAgent<v1::GetAgentRequest, v1::GetAgentResponse>(
+        call,
+        [this](auto request, auto, auto done) { GetAgent(std::move(request), std::move(done)); });
+  });
+}
+
+void BridgeService::GetAgent(v1::GetAgentRequest request, agent::Done<v1::GetAgentResponse> done) {
+  // Copied: the callback may outlive the service.
+  agent_.GetAgent(std::move(request),
+                  [connections_max = ToField(options_.connections_max),
+                   write_stalled_ms_max = ToField(options_.write_stalled_ms_max.count()),
+                   done = std::move(done)](absl::StatusOr<v1::GetAgentResponse> response) mutable {
+                    if (response.ok()) {
+                      v1::AgentLimits& limits = *response->mutable_agent()->mutable_limits();
+                      limits.set_connections_max(connections_max);
+                      limits.set_write_stalled_ms_max(write_stalled_ms_max);
+                    }
+                    done(std::move(response));
+                  });
 }
 
 template <typename Request, typename Response, typename Ask>
@@ -104,7 +133,7 @@ Task BridgeService::AskAgent(Call& call, Ask ask) {
     co_return;
   }
 
-  agent::Caller caller{principal_, ClientOf(request)};
+  agent::Caller caller{options_.principal, ClientOf(request)};
   Reply<Response> reply(call);
   ask(std::move(request), std::move(caller), reply.Callback());
   co_await call.Until([&] { return reply.has_value() || call.cancelled(); });
@@ -119,7 +148,7 @@ Task BridgeService::SendMessage(Call& call) {
     co_return;
   }
 
-  agent::Caller caller{principal_, request.client()};
+  agent::Caller caller{options_.principal, request.client()};
   const CallClock::time_point answer_by = AnswerBy(call);
   Reply<v1::SendMessageResponse> reply(call);
   const std::shared_ptr<agent::Cancellation> cancellation =
@@ -231,7 +260,7 @@ Task BridgeService::Attach(Call& call) {
   }
   auto attachment = std::make_shared<Attachment>();
   attachment->child = (*child)->child().name();
-  attachment->caller = {principal_, open.client()};
+  attachment->caller = {options_.principal, open.client()};
   attachment->stop_on_failure = open.stop_on_failure();
 
   // It is observed before anything is sent to it, so no answer slips between.

@@ -7,12 +7,14 @@
 #ifndef SERVER_BRIDGE_SERVICE_H_
 #define SERVER_BRIDGE_SERVICE_H_
 
+#include <chrono>
 #include <cstddef>
 #include <memory>
 #include <string>
 #include <string_view>
 
 #include "agent/agent.h"
+#include "deka/bridge/v1/bridge_service.pb.h"
 #include "server/call.h"
 
 namespace deka::server {
@@ -28,8 +30,15 @@ class BridgeService {
   // Requests of one Attach that are under way, or whose answers wait to be written.
   static constexpr size_t kUnansweredRequestsMax = 16384;
 
-  // `principal` is what every caller is verified to be: the listener takes one user's connections.
-  BridgeService(agent::Agent& agent, std::string principal);
+  struct Options {
+    // What every caller is verified to be: the listener takes one user's connections.
+    std::string principal = {};
+    // Limits that the server enforces, for GetAgent to tell.
+    size_t connections_max = 0;
+    std::chrono::milliseconds write_stalled_ms_max{};
+  };
+
+  BridgeService(agent::Agent& agent, Options options);
 
   CallService& service() { return service_; }
 
@@ -40,6 +49,9 @@ class BridgeService {
   template <typename Request, typename Response, typename Ask>
   Task AskAgent(Call& call, Ask ask);
 
+  // The agent's answer, with the server's own limits in it.
+  void GetAgent(bridge::v1::GetAgentRequest request,
+                agent::Done<bridge::v1::GetAgentResponse> done);
   Task SendMessage(Call& call);
   Task Observe(Call& call);
   Task Attach(Call& call);
@@ -47,7 +59,7 @@ class BridgeService {
   Task ReadRequests(Call& call, std::shared_ptr<Attachment> attachment);
 
   agent::Agent& agent_;
-  const std::string principal_;
+  const Options options_;
   CallService service_;
 };
 

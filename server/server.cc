@@ -33,8 +33,11 @@ constexpr int kLookaheadBytes = 512 << 10;
 
 class Server::Impl {
  public:
-  Impl(agent::Agent& agent, uid_t user)
-      : bridge_(agent, fmt::format("uid:{}", user)), health_({std::string(BridgeService::kName)}) {}
+  Impl(agent::Agent& agent, const Options& options, uid_t user)
+      : bridge_(agent, {.principal = fmt::format("uid:{}", user),
+                        .connections_max = options.connections_max,
+                        .write_stalled_ms_max = options.write_stalled_ms_max}),
+        health_({std::string(BridgeService::kName)}) {}
 
   ~Impl() { Stop(std::chrono::milliseconds(0)); }
 
@@ -129,7 +132,7 @@ class Server::Impl {
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Open(agent::Agent& agent, Options options) {
   const uid_t user = geteuid();
-  auto impl = std::make_unique<Impl>(agent, user);
+  auto impl = std::make_unique<Impl>(agent, options, user);
   if (absl::Status status = impl->Open(std::move(options), user); !status.ok()) return status;
   return std::unique_ptr<Server>(new Server(std::move(impl)));
 }

@@ -14,11 +14,13 @@
 
 #include <atomic>
 #include <csignal>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <functional>
 #include <future>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -221,6 +223,16 @@ class ServerTest : public ::testing::Test {
     return status;
   }
 
+  grpc::Status GetAgent(const std::string& name, v1::Agent* agent) {
+    Context context;
+    v1::GetAgentRequest request;
+    request.set_name(name);
+    v1::GetAgentResponse response;
+    const grpc::Status status = stub_->GetAgent(&context, request, &response);
+    *agent = response.agent();
+    return status;
+  }
+
   const std::string directory_ = [] {
     char path[] = "/tmp/deka-server-test-XXXXXX";
     return std::string(mkdtemp(path));
@@ -379,6 +391,43 @@ TEST_F(ServerTest, ForksAndTellsOfChildren) {
   ASSERT_EQ(page.children_size(), 1);
   EXPECT_EQ(page.children(0).name(), forked.child().name());
   EXPECT_NE(page.next_page_token(), "");
+}
+
+TEST_F(ServerTest, TellsOfTheAgentAndOfItsOwnLimits) {
+  Fork(kEcho);
+  v1::Agent agent;
+  ASSERT_TRUE(GetAgent("agents/-", &agent).ok());
+  EXPECT_EQ(agent.name(), "agents/host");
+  EXPECT_EQ(agent.pid(), getpid());
+  EXPECT_EQ(agent.incarnation(), 1);
+  EXPECT_EQ(agent.running_children(), 1);
+  EXPECT_EQ(agent.observers(), 0);
+  EXPECT_EQ(agent.limits().connections_max(), 1024);
+  EXPECT_EQ(agent.limits().write_stalled_ms_max(), 10'000);
+
+  Start({.children_max = 3},
+        {.connections_max = size_t{1} << 40, .write_stalled_ms_max = milliseconds(1234)});
+  ASSERT_TRUE(GetAgent("agents/host", &agent).ok());
+  EXPECT_EQ(agent.limits().children_max(), 3);
+  EXPECT_EQ(agent.limits().connections_max(), std::numeric_limits<int32_t>::max());
+  EXPECT_EQ(agent.limits().write_stalled_ms_max(), 1234);
+
+  ExpectError(GetAgent("agents/another", &agent), StatusCode::NOT_FOUND, "AGENT_NOT_FOUND");
+  const grpc::Status malformed = GetAgent("host", &agent);
+  ExpectError(malformed, StatusCode::INVALID_ARGUMENT, "INVALID_ARGUMENT");
+  EXPECT_EQ(MetadataOf(malformed, "field"), "name");
+}
+
+TEST_F(ServerTest, CountsObservers) {
+  const auto child = Fork(kEcho);
+  Observer observer(*stub_, ObserveAfter(child));
+  v1::Observation observation;
+  Attachment attachment(*stub_, child.child().name(), false, observation);
+  ASSERT_TRUE(observer.ReadOne());
+  ASSERT_TRUE(attachment.ReadUntil([&] { return attachment.attached; }));
+  v1::Agent agent;
+  ASSERT_TRUE(GetAgent("agents/-", &agent).ok());
+  EXPECT_EQ(agent.observers(), 2);
 }
 
 TEST_F(ServerTest, RefusesForks) {
@@ -1348,6 +1397,8 @@ TEST_F(ServerTest, ShowsTheEndOfItsChildrenWhenTheAgentStopsFirst) {
   ASSERT_TRUE(observer.fin.has_value());
   EXPECT_EQ(observer.fin->reason(), v1::Fin::REASON_AGENT_STOPPING);
   ExpectError(Send(child.child().name(), "1"), StatusCode::UNAVAILABLE, "AGENT_STOPPING");
+  v1::Agent agent;
+  ExpectError(GetAgent("agents/-", &agent), StatusCode::UNAVAILABLE, "AGENT_STOPPING");
 }
 
 TEST_F(ServerTest, EndsWithCallsUnderWay) {
