@@ -121,6 +121,17 @@ absl::StatusOr<Child> Client::Fork(v1::ChildSpec spec) const {
                std::move(*response->mutable_cursor()));
 }
 
+absl::StatusOr<v1::Agent> Client::GetAgent() const {
+  v1::GetAgentRequest request;
+  request.set_name(kAnyAgent);
+  absl::StatusOr<v1::GetAgentResponse> response =
+      connection_->Call(&Stub::GetAgent, std::move(request), Lost::kRead);
+  if (!response.ok()) {
+    return response.status();
+  }
+  return std::move(*response->mutable_agent());
+}
+
 absl::StatusOr<Child> Client::Find(std::string_view name) const {
   v1::GetChildRequest request;
   request.set_name(std::string(name));

@@ -241,6 +241,9 @@ class Client {
   absl::StatusOr<Child> Fork(std::string_view program, std::vector<std::string> args = {}) const;
   absl::StatusOr<Child> Fork(v1::ChildSpec spec) const;
 
+  // The agent itself: its processes, its limits, what it holds.
+  absl::StatusOr<v1::Agent> GetAgent() const;
+
   // A child by display name, id, or resource name.
   absl::StatusOr<Child> Find(std::string_view name) const;
 

@@ -331,6 +331,28 @@ TEST_F(ClientTest, RepeatsADisconnectAsItWasAskedFor) {
   EXPECT_THAT(agent_.requests(), ElementsAre("GetChildRequest name: \"a\"", request, request));
 }
 
+TEST_F(ClientTest, AsksForTheAgentAgainIfTheAnswerWasLost) {
+  agent_.Append("a");
+  agent_.SetRefuse(LoseOnce("GetAgentRequest"));
+  const absl::StatusOr<v1::Agent> agent = Connect().GetAgent();
+  ASSERT_TRUE(agent.ok()) << agent.status();
+  EXPECT_EQ(agent->name(), "agents/fake");
+  EXPECT_EQ(agent->head(), 1);
+  EXPECT_EQ(agent->children(), 1);
+  const std::string request = "GetAgentRequest name: \"agents/-\"";
+  EXPECT_THAT(agent_.requests(), ElementsAre(request, request));
+}
+
+TEST_F(ClientTest, SaysThatTheAgentIsStoppingWhenItIsAsked) {
+  agent_.SetRefuse([](const google::protobuf::Message&) {
+    return FakeAgent::Refusal(grpc::StatusCode::UNAVAILABLE, "AGENT_STOPPING");
+  });
+  const absl::Status refused = Connect().GetAgent().status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(ErrorReason(refused), "AGENT_STOPPING");
+  EXPECT_THAT(agent_.requests(), SizeIs(1));
+}
+
 TEST_F(ClientTest, NeverRepeatsASignal) {
   agent_.Append("a");
   Client client = Connect();

@@ -333,6 +333,20 @@ grpc::Status FakeAgent::SignalChild(grpc::ServerContext*, const v1::SignalChildR
   return Take(*request).value_or(grpc::Status::OK);
 }
 
+grpc::Status FakeAgent::GetAgent(grpc::ServerContext*, const v1::GetAgentRequest* request,
+                                 v1::GetAgentResponse* response) {
+  if (const auto refused = Take(*request)) {
+    return *refused;
+  }
+  ipc::MutexLock lock(mutex_);
+  v1::Agent& agent = *response->mutable_agent();
+  agent.set_name("agents/fake");
+  agent.set_epoch(epoch_);
+  agent.set_head(head_);
+  agent.set_children(static_cast<int32_t>(children_.size()));
+  return grpc::Status::OK;
+}
+
 std::vector<v1::ObserveResponse> FakeAgent::Beginning(const v1::ObserveStart& start,
                                                       int64_t& after) const {
   v1::ObserveResponse gap_of_epoch;

@@ -100,6 +100,8 @@ class FakeAgent final : public v1::BridgeService::Service {
                           v1::DisconnectResponse* response) override;
   grpc::Status SignalChild(grpc::ServerContext* context, const v1::SignalChildRequest* request,
                            v1::SignalChildResponse* response) override;
+  grpc::Status GetAgent(grpc::ServerContext* context, const v1::GetAgentRequest* request,
+                        v1::GetAgentResponse* response) override;
   grpc::Status Observe(grpc::ServerContext* context, const v1::ObserveRequest* request,
                        grpc::ServerWriter<v1::ObserveResponse>* writer) override;
   grpc::Status Attach(
