@@ -45,6 +45,7 @@ int Run(int argc, char** argv) {
   AddAttach(app, context);
   AddDisconnect(app, context);
   AddSignal(app, context);
+  AddInfo(app, context);
   AddCompletion(app, context);
   AddTarget(app, context);
   for (CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {

@@ -7,8 +7,10 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "gtest/gtest.h"
+#include "sdk/dekactl/agent_text.h"
 #include "sdk/dekactl/cursor_text.h"
 #include "sdk/dekactl/event_json.h"
 #include "sdk/dekactl/event_text.h"
@@ -46,6 +48,132 @@ v1::Child MakeChild(const std::string& id, const std::string& name) {
   child.set_name("agents/a/children/" + id);
   child.set_display_name(name);
   return child;
+}
+
+// --- agents ---
+
+constexpr int64_t kStart = 1'732'526'467;
+
+v1::Agent MakeAgent() {
+  v1::Agent agent;
+  agent.set_name("agents/build-7");
+  agent.set_version("0.1.0");
+  agent.set_pid(4711);
+  agent.set_keeper_pid(4700);
+  agent.set_spare_pid(4712);
+  agent.set_incarnation(3);
+  agent.mutable_start_time()->set_seconds(kStart);
+  agent.set_epoch(1'732'526'400'000'000);
+  agent.set_head((int64_t{1} << 53) + 1);
+  agent.set_observers(2);
+  agent.set_children(5);
+  agent.set_running_children(4);
+  v1::AgentLimits& limits = *agent.mutable_limits();
+  limits.mutable_child()->set_message_bytes_max(1 << 20);
+  limits.mutable_child()->set_queue_bytes_max((4 << 20) + (4 << 10));
+  limits.mutable_child()->set_log_bytes_max(1001);
+  limits.set_logs_bytes_max(int64_t{8} << 30);
+  limits.set_queues_bytes_max(256 << 20);
+  limits.set_children_max(16384);
+  limits.set_observers_max(1024);
+  limits.set_log_events_max(1);
+  limits.set_queue_messages_max(65536);
+  limits.set_connections_max(1023);
+  limits.set_write_stalled_ms_max(10'000);
+  return agent;
+}
+
+std::chrono::system_clock::time_point AfterStart(milliseconds time) {
+  return std::chrono::system_clock::time_point(seconds(kStart) + time);
+}
+
+TEST(AgentTextTest, ProgramsGetNumbersAndAlwaysTheSameMembers) {
+  EXPECT_EQ(AgentJson(MakeAgent(), AfterStart(milliseconds(62'007))),
+            R"({"agent":"build-7","version":"0.1.0","agentPid":4711,"keeperPid":4700,)"
+            R"("sparePid":4712,"incarnation":3,"uptime":62.007,"epoch":1732526400000000,)"
+            R"("head":9007199254740993,"observers":2,"children":5,"limits":{"child":)"
+            R"({"messageBytesMax":1048576,"queueBytesMax":4198400,"logBytesMax":1001},)"
+            R"("logsBytesMax":8589934592,"queuesBytesMax":268435456,"childrenMax":16384,)"
+            R"("observersMax":1024,"logEventsMax":1,"queueMessagesMax":65536,)"
+            R"("endedChildrenMax":0,"connectionsMax":1023,"writeStalledMsMax":10000}})");
+}
+
+TEST(AgentTextTest, AProcessThatIsNotThereIsNull) {
+  v1::Agent agent = MakeAgent();
+  agent.clear_spare_pid();
+  const std::string kept = AgentJson(agent, AfterStart(milliseconds(0)));
+  EXPECT_NE(kept.find(R"("keeperPid":4700,"sparePid":null,)"), std::string::npos) << kept;
+  agent.clear_keeper_pid();
+  const std::string alone = AgentJson(agent, AfterStart(milliseconds(0)));
+  EXPECT_NE(alone.find(R"("keeperPid":null,"sparePid":null,)"), std::string::npos) << alone;
+}
+
+TEST(AgentTextTest, AClockThatWasSetBackMakesNoTimeNegative) {
+  const std::string json = AgentJson(MakeAgent(), AfterStart(milliseconds(-1500)));
+  EXPECT_NE(json.find(R"("uptime":0.000,)"), std::string::npos) << json;
+}
+
+TEST(AgentTextTest, PeopleGetTwoColumns) {
+  EXPECT_EQ(AgentLines(MakeAgent(), AfterStart(seconds(125)), /*colored=*/false),
+            (std::vector<std::string>{
+                "agent        build-7",
+                "version      0.1.0",
+                "pid          4711",
+                "keeper       4700",
+                "spare        4712",
+                "incarnation  3",
+                "uptime       2m 5s",
+                "children     5, 4 running",
+                "observers    2",
+                "epoch        1732526400000000",
+                "head         9007199254740993",
+                "",
+                "child.message_bytes_max  1 MiB",
+                "child.queue_bytes_max    4100 KiB",
+                "child.log_bytes_max      1001 bytes",
+                "logs_bytes_max           8192 MiB",
+                "queues_bytes_max         256 MiB",
+                "children_max             16384",
+                "observers_max            1024",
+                "log_events_max           1",
+                "queue_messages_max       65536",
+                "ended_children_max       0",
+                "connections_max          1023",
+                "write_stalled_ms_max     10 s",
+            }));
+}
+
+TEST(AgentTextTest, ColoursNamesAndWhatIsNotThere) {
+  v1::Agent agent = MakeAgent();
+  agent.clear_spare_pid();
+  const auto lines = AgentLines(agent, AfterStart(seconds(0)), /*colored=*/true);
+  EXPECT_EQ(lines[3], "\x1b[1mkeeper     \x1b[0m  4700");
+  EXPECT_EQ(lines[4], "\x1b[1mspare      \x1b[0m  \x1b[2mnone\x1b[0m");
+}
+
+TEST(AgentTextTest, UptimeHasItsTwoLargestUnits) {
+  const auto uptime = [](seconds time) {
+    return AgentLines(MakeAgent(), AfterStart(time), /*colored=*/false)[6].substr(13);
+  };
+  EXPECT_EQ(uptime(seconds(-5)), "0s");
+  EXPECT_EQ(uptime(seconds(59)), "59s");
+  EXPECT_EQ(uptime(seconds(60)), "1m 0s");
+  EXPECT_EQ(uptime(seconds(3'599)), "59m 59s");
+  EXPECT_EQ(uptime(seconds(3'600)), "1h 0m");
+  EXPECT_EQ(uptime(seconds(86'399)), "23h 59m");
+  EXPECT_EQ(uptime(seconds(86'400)), "1d 0h");
+  EXPECT_EQ(uptime(seconds(1'000'000)), "11d 13h");
+}
+
+TEST(AgentTextTest, NothingMovesTheCursor) {
+  v1::Agent agent = MakeAgent();
+  agent.set_name("agents/\x1b[2J");
+  agent.set_version("\"\n");
+  const auto lines = AgentLines(agent, AfterStart(seconds(0)), /*colored=*/false);
+  EXPECT_EQ(lines[0], "agent        \\x1b[2J");
+  EXPECT_EQ(lines[1], "version      \"\\n");
+  const std::string json = AgentJson(agent, AfterStart(seconds(0)));
+  EXPECT_TRUE(json.starts_with(R"({"agent":"\u001b[2J","version":"\"\n",)")) << json;
 }
 
 // --- cursors ---

@@ -557,10 +557,92 @@ class WhichChildTest(TestCase):
         observer.wait_for_count("from_child", 1)
 
 
+class InfoTest(TestCase):
+    def told(self):
+        return json.loads(self.run_it("info", "--json").stdout)
+
+    def test_json(self):
+        self.close_and_wait(self.fork_echo("ended"))
+        self.fork_echo("runs")
+        observer = self.agent.observe()
+        observer.wait_for(lambda: observer.attached, "an observer")
+        told = self.told()
+        self.assertGreater(told.pop("uptime"), 0)
+        limits = told.pop("limits")
+        version = subprocess.run([os.environ["DEKA_AGENT"], "--version"], capture_output=True, text=True, check=True)
+        self.assertEqual(
+            told,
+            {
+                "agent": observer.attached.agent,
+                "version": version.stdout.split()[1],
+                "agentPid": self.agent.process.pid,
+                "keeperPid": None,
+                "sparePid": None,
+                "incarnation": 1,
+                "epoch": observer.attached.epoch,
+                "head": observer.attached.head,
+                "observers": len(self.agent.observers),
+                "children": 2,
+            },
+        )
+        self.assertEqual(
+            limits.pop("child"), {"messageBytesMax": 1 << 20, "queueBytesMax": 4 << 20, "logBytesMax": 4 << 20}
+        )
+        # What descriptors allow of these is the system's affair.
+        self.assertGreater(limits.pop("childrenMax"), 0)
+        self.assertGreater(limits.pop("connectionsMax"), 0)
+        self.assertEqual(
+            limits,
+            {
+                "logsBytesMax": 256 << 20,
+                "queuesBytesMax": 256 << 20,
+                "observersMax": 1024,
+                "logEventsMax": 16_384,
+                "queueMessagesMax": 65_536,
+                "endedChildrenMax": 1024,
+                "writeStalledMsMax": 10_000,
+            },
+        )
+
+    def test_text(self):
+        self.close_and_wait(self.fork_echo("ended"))
+        self.fork_echo("runs")
+        ended = self.run_it("info")
+        self.assertEqual(ended.stderr, "")
+        rows = dict(line.split(None, 1) for line in ended.lines if line)
+        self.assertEqual(rows["pid"], str(self.agent.process.pid))
+        self.assertEqual((rows["keeper"], rows["spare"], rows["incarnation"]), ("none", "none", "1"))
+        self.assertEqual(rows["children"], "2, 1 running")
+        self.assertEqual(rows["head"], str(self.told()["head"]))
+        self.assertEqual(rows["child.message_bytes_max"], "1 MiB")
+        self.assertEqual(rows["write_stalled_ms_max"], "10 s")
+
+    def test_where_to_observe_from(self):
+        """agent, epoch and head are a cursor."""
+        told = self.told()
+        child = self.fork_echo()
+        cursor = f"{told['agent']}/{told['epoch']}/{told['head']}"
+        ended = self.run_it("tail", "--from", f"after:{cursor}", "--max-events", "1", "--json")
+        self.assertEqual(json.loads(ended.lines[0])["child"], child.id)
+
+    def test_limits_of_the_configuration(self):
+        self.assertEqual(self.agent.stop(), 0)
+        child = "message_bytes_max: 99"
+        self.agent = self.start_agent(f"limits {{ connections_max: 9 write_stalled_ms_max: 1500 child {{ {child} }} }}")
+        limits = self.told()["limits"]
+        self.assertEqual((limits["connectionsMax"], limits["writeStalledMsMax"]), (9, 1500))
+        self.assertEqual(limits["child"]["messageBytesMax"], 99)
+        self.assertIn("write_stalled_ms_max     1500 ms", self.run_it("info").lines)
+
+    def test_a_script_ends_the_agent_by_its_pid(self):
+        self.run_in_sh("kill -9 $(dekactl info --json | grep -o '\"agentPid\":[0-9]*' | cut -d: -f2)")
+        self.assertEqual(self.agent.process.wait(DEADLINE_S), -signal.SIGKILL)
+
+
 class NoAgentTest(TestCase):
     def test_it_is_1_and_says_what_to_do(self):
         path = os.path.join(self.directory, "none")
-        commands = [["ps"], ["fork", "--", "/bin/true"], ["tail"], *COMMANDS_OF_A_CHILD]
+        commands = [["ps"], ["info"], ["fork", "--", "/bin/true"], ["tail"], *COMMANDS_OF_A_CHILD]
         for command in commands:
             with self.subTest(command):
                 ended = self.run_it("--target", "unix:" + path, *for_child(command, "w"), code=ERROR, text="1\n")

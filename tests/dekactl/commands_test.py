@@ -19,6 +19,7 @@ import unittest
 import grpc
 import shell
 
+from deka.bridge.v1 import agent_pb2
 from deka.bridge.v1 import bridge_service_pb2 as api
 from deka.bridge.v1 import child_pb2
 from deka.bridge.v1 import event_pb2
@@ -45,7 +46,7 @@ class TestCase(shell.Shell, unittest.TestCase):
 class UsageTest(TestCase):
     def test_help_names_every_command_and_exit_code(self):
         ended = self.run_it("--help")
-        for word in "fork ps wait send call tail attach disconnect signal completion --target".split():
+        for word in "fork ps wait send call tail attach disconnect signal info completion --target".split():
             self.assertIn(word, ended.stdout)
         words = " ".join(ended.stdout.split())
         self.assertIn("0 complete, 1 error, 2 usage, 3 no such child, 4 something was missed, of call", words)
@@ -54,7 +55,7 @@ class UsageTest(TestCase):
     def test_each_command_has_help(self):
         commands = self.run_it("--help").stdout.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
         self.assertEqual(
-            [line.split()[0] for line in commands], "fork ps wait send call tail attach disconnect signal completion".split()
+            [line.split()[0] for line in commands], "fork ps wait send call tail attach disconnect signal info completion".split()
         )
         for line in commands:
             command, summary = line.split(None, 1)
@@ -64,7 +65,7 @@ class UsageTest(TestCase):
                 self.assertIn("Usage: dekactl " + command, page)
 
     def test_help_has_80_columns(self):
-        for command in [[], *map(str.split, "fork ps wait send call tail attach disconnect signal completion".split())]:
+        for command in [[], *map(str.split, "fork ps wait send call tail attach disconnect signal info completion".split())]:
             for line in self.run_it(*command, "--help").lines:
                 self.assertLessEqual(len(line), 80, line)
 
@@ -80,6 +81,8 @@ class UsageTest(TestCase):
             ["ps", "--unknown"],
             ["ps", "extra"],
             ["ps", "--json", "--names"],
+            ["info", "extra"],
+            ["info", "--names"],
             ["fork"],
             ["fork", "--dialect", "bun", "--", "x"],
             ["fork", "--label", "x", "--", "x"],
@@ -141,7 +144,7 @@ class UsageTest(TestCase):
         ):  # fmt: skip
             with self.subTest(arguments):
                 self.assertEqual(self.run_it("fork", *arguments, "--", "x", code=USAGE).errors, [said])
-        words = "fork, ps, wait, send, call, tail, attach, disconnect, signal, completion"
+        words = "fork, ps, wait, send, call, tail, attach, disconnect, signal, info, completion"
         for arguments, said in (
             ([], f"dekactl: which command? Write one of {words}; see dekactl --help"),
             (["help"], f"dekactl: help is no command; write one of {words}; see dekactl --help"),
@@ -170,7 +173,7 @@ class UsageTest(TestCase):
         self.agent.add("w", "k3")
         self.append_message("k3", "1")
         self.agent.fin = api.Fin.REASON_CLOSED
-        for words in (["--help"], ["ps"], ["fork", "--", "sh"], ["tail", "w"], ["completion", "bash"]):
+        for words in (["--help"], ["ps"], ["info"], ["fork", "--", "sh"], ["tail", "w"], ["completion", "bash"]):
             with self.subTest(words), open("/dev/full", "w", encoding="utf-8") as full:
                 ended = self.run_it(*words, code=ERROR, stdout=full)
                 self.assertIn("dekactl: cannot write to standard output: No space left", ended.errors[-1])
@@ -205,6 +208,7 @@ class InterruptTest(TestCase):
 
     COMMANDS = (
         ["ps"],
+        ["info"],
         ["fork", "--", "sh"],
         ["wait", "w"],
         ["send", "w", "1"],
@@ -239,7 +243,7 @@ class InterruptTest(TestCase):
     def test_while_the_agent_does_not_answer(self):
         self.agent.add("w", "k3")
         self.agent.held = (
-            api.ForkChildRequest, api.GetChildRequest, api.ListChildrenRequest, api.ObserveRequest,
+            api.ForkChildRequest, api.GetChildRequest, api.ListChildrenRequest, api.ObserveRequest, api.GetAgentRequest,
         )  # fmt: skip
         for command in self.COMMANDS:
             with self.subTest(command):
@@ -360,6 +364,73 @@ class PsTest(TestCase):
         self.agent.add("twice", "t1")
         self.agent.add("twice", "t2")
         self.assertEqual(self.run_it("ps", "--names").lines, ["worker", "x9", "t1", "t2"])
+
+
+class InfoTest(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.agent.description.MergeFrom(
+            agent_pb2.Agent(version="1.2.3", pid=42, incarnation=1, head=9, observers=2, children=3, running_children=1)
+        )
+        self.agent.description.start_time.GetCurrentTime()
+        self.agent.description.limits.children_max = 7
+        self.agent.description.limits.child.log_bytes_max = 1 << 40
+
+    def test_asks_the_agent_that_is_there(self):
+        self.run_it("info")
+        self.assertEqual(self.agent.requests, [api.GetAgentRequest(name="agents/-")])
+
+    def test_is_two_columns(self):
+        state, _, limits = self.run_it("info").stdout.partition("\n\n")
+        rows = dict(line.split(None, 1) for line in state.splitlines())
+        self.assertRegex(rows.pop("uptime"), r"\A(\d+m )?\d+s\Z")
+        self.assertEqual(
+            rows,
+            {
+                "agent": "fake", "version": "1.2.3", "pid": "42", "keeper": "none", "spare": "none",
+                "incarnation": "1", "children": "3, 1 running", "observers": "2", "epoch": "5", "head": "9",
+            },
+        )  # fmt: skip
+        self.assertIn("child.log_bytes_max      1048576 MiB\n", limits)
+        self.assertIn("children_max             7\n", limits)
+
+    def test_json_is_one_object_of_numbers(self):
+        (line,) = self.run_it("info", "--json").lines
+        told = json.loads(line)
+        self.assertIsInstance(told.pop("uptime"), float)
+        limits = told.pop("limits")
+        self.assertEqual(
+            told,
+            {
+                "agent": "fake", "version": "1.2.3", "agentPid": 42, "keeperPid": None, "sparePid": None,
+                "incarnation": 1, "epoch": 5, "head": 9, "observers": 2, "children": 3,
+            },
+        )  # fmt: skip
+        self.assertEqual((limits["childrenMax"], limits["child"]["logBytesMax"]), (7, 1 << 40))
+
+    def test_a_keeper_and_a_spare(self):
+        self.agent.description.keeper_pid = 40
+        self.agent.description.spare_pid = 43
+        self.agent.description.incarnation = 17
+        told = json.loads(self.run_it("info", "--json").stdout)
+        self.assertEqual([told[name] for name in ("keeperPid", "sparePid", "incarnation")], [40, 43, 17])
+        lines = self.run_it("info").lines
+        self.assertIn("keeper       40", lines)
+        self.assertIn("spare        43", lines)
+
+    def test_colours_are_for_terminals(self):
+        screen, terminal = pty.openpty()
+        self.addCleanup(os.close, screen)
+        self.run_it("info", stdout=terminal)
+        os.close(terminal)
+        self.assertTrue(os.read(screen, 1 << 16).decode().startswith("\x1b[1magent      \x1b[0m  fake"))
+
+    def test_an_agent_that_stops_is_1(self):
+        self.agent.refuse(api.GetAgentRequest, grpc.StatusCode.UNAVAILABLE, "AGENT_STOPPING", "the agent is stopping")
+        for words in (["info"], ["info", "--json"]):
+            ended = self.run_it(*words, code=ERROR)
+            self.assertOneError(ended, "the agent is stopping")
+            self.assertEqual(ended.stdout, "")
 
 
 class ChildTest(TestCase):
@@ -883,7 +954,7 @@ class CompletionTest(TestCase):
     def test_commands(self):
         self.assertEqual(
             self.complete("dekactl "),
-            "fork ps wait send call tail attach disconnect signal completion".split(),
+            "fork ps wait send call tail attach disconnect signal info completion".split(),
         )
         self.assertEqual(self.complete("dekactl se"), ["send"])
         self.assertEqual(self.complete("dekactl --t"), ["--target"])
@@ -902,6 +973,7 @@ class CompletionTest(TestCase):
 
     def test_options_and_their_words(self):
         self.assertEqual(self.complete("dekactl tail --d"), ["--direction"])
+        self.assertEqual(self.complete("dekactl info --j"), ["--json"])
         self.assertEqual(self.complete("dekactl tail --direction "), ["from", "to"])
         self.assertEqual(self.complete("dekactl tail --kind me"), ["message"])
         self.assertEqual(self.complete("dekactl tail --from la"), ["latest", "last:"])

@@ -9,6 +9,7 @@ from concurrent import futures
 
 import grpc
 
+from deka.bridge.v1 import agent_pb2
 from deka.bridge.v1 import bridge_service_pb2 as api
 from deka.bridge.v1 import bridge_service_pb2_grpc
 from deka.bridge.v1 import child_pb2
@@ -28,6 +29,7 @@ class FakeAgent(bridge_service_pb2_grpc.BridgeServiceServicer):
         self.path = os.path.join(directory, "agent.sock")
         self.target = "unix:" + self.path
         self.requests = []
+        self.description = agent_pb2.Agent(name=f"agents/{AGENT}", epoch=EPOCH)
         self.children = []
         self.events = []
         self.gaps = []
@@ -146,6 +148,10 @@ class FakeAgent(bridge_service_pb2_grpc.BridgeServiceServicer):
     def SignalChild(self, request, context):
         self._take(request, context)
         return api.SignalChildResponse(sequence=1)
+
+    def GetAgent(self, request, context):
+        self._take(request, context)
+        return api.GetAgentResponse(agent=self.description)
 
     def _observed(self, children):
         cursor = event_pb2.Cursor(agent=AGENT, epoch=EPOCH, sequence=0)
