@@ -286,6 +286,8 @@ class ServingTest(bridge.TestCase):
         with self.assertRefused(Code.RESOURCE_EXHAUSTED, "CHILDREN_LIMIT") as refused:
             agent.fork("/bin/sh", "-c", "read -r line <&3")
         self.assertEqual(refused.refusal.metadata["limit"], "8")
+        limits = bridge.answer(agent.stub.GetAgent, api.GetAgentRequest(name="agents/-")).agent.limits
+        self.assertEqual((limits.children_max, limits.connections_max), (8, 11))
         request = api.ListChildrenRequest(parent="agents/-")
         stubs = [bridge_service_pb2_grpc.BridgeServiceStub(agent.connect()) for _ in range(11)]
         for stub in stubs[:-1]:

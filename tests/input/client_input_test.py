@@ -339,6 +339,10 @@ class ClientInputTest(bridge.TestCase):
             (stub.ListChildren, api.ListChildrenRequest(parent="agents/-", page_size=-1)),
             (stub.ListChildren, api.ListChildrenRequest(parent="agents/-", page_size=1001)),
             (stub.ListChildren, api.ListChildrenRequest(parent="rubbish")),
+            (stub.GetAgent, api.GetAgentRequest()),
+            (stub.GetAgent, api.GetAgentRequest(name="agents/-/children/" + puppet.child.id)),
+            (stub.GetAgent, api.GetAgentRequest(name="agents/\x1b[2J")),
+            (stub.GetAgent, api.GetAgentRequest(name="agents/" + "x" * 64)),
             (stub.ForkChild, api.ForkChildRequest(parent="", spec=child_pb2.ChildSpec(program="/bin/true"))),
         ):
             with self.subTest(request=str(request)[:60]):

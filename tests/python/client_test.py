@@ -3,6 +3,7 @@
 import os
 import queue
 import signal
+import time
 
 import bridge
 import grpc
@@ -163,6 +164,35 @@ class ClientTest(bridge.TestCase):
         self.assertEqual([child.name for child in one.children], [names[2]])
         none = self.agent.list(filter=child_pb2.ChildFilter(states=[child_pb2.Child.STATE_CLOSED]))
         self.assertEqual(list(none.children), [])
+
+    def test_the_agent_itself(self):
+        def get(name="agents/-"):
+            return bridge.answer(self.agent.stub.GetAgent, api.GetAgentRequest(name=name)).agent
+
+        before = get()
+        self.assertEqual(before.pid, self.agent.process.pid)
+        self.assertEqual((before.keeper_pid, before.spare_pid, before.incarnation), (0, 0, 1))
+        self.assertRegex(before.version, r"\A\d+\.\d+\.\d+\Z")
+        self.assertLess(abs(before.start_time.ToSeconds() - time.time()), bridge.DEADLINE_S)
+        self.assertEqual(before.limits.child.message_bytes_max, 1 << 20)
+        self.assertEqual(before.limits.write_stalled_ms_max, 10_000)
+        self.assertEqual((before.head, before.children, before.observers), (0, 0, 0))
+
+        child = self.agent.fork("echo.py")
+        observer = child.observe()
+        observer.wait_for_last("started")
+        now = get(before.name)
+        self.assertEqual(before.name, f"agents/{observer.attached.agent}")
+        self.assertEqual((now.epoch, now.head), (observer.attached.epoch, observer.events[-1].sequence))
+        self.assertEqual((now.observers, now.children, now.running_children), (1, 1, 1))
+        self.assertEqual(now.start_time, before.start_time)
+        child.disconnect()
+        observer.wait_for_last("closed")
+        self.assertEqual((get().children, get().running_children), (1, 0))
+
+        with self.assertRefused(Code.NOT_FOUND, "AGENT_NOT_FOUND") as seen:
+            get("agents/other-agent")
+        self.assertEqual(seen.refusal.metadata["agent"], observer.attached.agent)
 
     def test_names(self):
         child = self.agent.fork("echo.py", display_name="echo")
