@@ -25,7 +25,7 @@ constexpr size_t kDescriptorsMax = 253;
 // How Node begins a frame that travels with a handle, whatever its size.
 constexpr std::string_view kHandleFrameBegin = R"({"cmd":"NODE_HANDLE","type":")";
 
-absl::Status CheckLimits(const Channel::Options& options, const ChannelMemory& memory) {
+absl::Status CheckLimits(const Channel::Options& options, const StreamMemory& memory) {
   if (options.message_bytes_max == 0 || options.message_bytes_max > Channel::kMessageBytesCeiling) {
     return MakeError(Reason::kInvalidArgument,
                      fmt::format("message_bytes_max is {}. Give a number from 1 to {}.",
@@ -58,46 +58,14 @@ absl::Status NotWritten(std::string_view why) {
 // What all channels of a loop share. A frame that wraps in a ring is made whole in `scratch`: it
 // lives during one call to one listener only, and calls never nest.
 struct Channel::Workspace {
-  static constexpr std::chrono::milliseconds kIdle{500};
-
-  explicit Workspace(EventLoop& loop) : timer(loop) {}
-
-  void Add(Channel* channel) {
-    channel->workspace_slot_ = channels.size();
-    channels.push_back(channel);
-    if (!timer.running()) WaitForIdle();
-  }
-
-  void Remove(Channel* channel) {
-    Channel* last = channels.back();
-    channels[channel->workspace_slot_] = last;
-    last->workspace_slot_ = channel->workspace_slot_;
-    channels.pop_back();
-    channel->workspace_slot_ = kNoSlot;
-  }
-
-  void WaitForIdle() {
-    timer.Start(
-        kIdle, [this] { GiveBackPages(); }, /*referenced=*/false);
-  }
-
-  void GiveBackPages() {
-    for (size_t i = channels.size(); i-- > 0;) {
-      Channel* channel = channels[i];
-      if (std::exchange(channel->touched_, false)) continue;
-      channel->memory_.GiveBackPages(channel->inbox_.empty(), channel->outbox_.empty());
-      Remove(channel);
-    }
-    if (!channels.empty()) WaitForIdle();
-  }
+  explicit Workspace(EventLoop&) {}
 
   std::string scratch;
-  std::vector<Channel*> channels;  // that have moved bytes lately
-  Timer timer;
+  std::string note_scratch;
 };
 
 absl::StatusOr<std::unique_ptr<Channel>> Channel::Open(EventLoop& loop, int socket,
-                                                       ChannelMemory& memory, Options options,
+                                                       StreamMemory& memory, Options options,
                                                        Listener& listener) {
   if (absl::Status status = CheckLimits(options, memory); !status.ok()) return status;
   std::unique_ptr<Channel> channel(
@@ -109,11 +77,12 @@ absl::StatusOr<std::unique_ptr<Channel>> Channel::Open(EventLoop& loop, int sock
         fmt::format("Descriptor {} cannot be watched: {}. Give a connected Unix stream socket.",
                     socket, std::strerror(error)));
   }
+  if (!channel->outbox_.empty() || !channel->inbox_.empty()) channel->turn_.Schedule();
   channel->UpdateWatch();
   return channel;
 }
 
-Channel::Channel(EventLoop& loop, int socket, ChannelMemory& memory, Options options,
+Channel::Channel(EventLoop& loop, int socket, StreamMemory& memory, Options options,
                  Listener& listener, Workspace& workspace)
     : listener_(listener),
       options_(std::move(options)),
@@ -124,20 +93,25 @@ Channel::Channel(EventLoop& loop, int socket, ChannelMemory& memory, Options opt
       outbox_(memory),
       codec_(options_.dialect, options_.message_bytes_max, options_.json_depth_max),
       framer_({.line_bytes_max = options_.message_bytes_max + kEnvelopeBytesMax},
-              {.begin = inbox_.begin(), .scanned = inbox_.begin()}),
+              inbox_.FramerState()),
+      found_bytes_end_(inbox_.PositionOf(inbox_.end())),
       socket_(socket),
       turn_(loop, [this] { OnTurnEnd(); }),
-      limit_(loop) {
+      limit_(loop),
+      idle_(loop, [this] { memory_.GiveBackPages(inbox_.empty(), outbox_.empty()); }) {
   watch_.emplace(loop, socket, [this](int events) { OnReady(events); });
+  for (size_t i = 0; i < outbox_.sends(); ++i) {
+    if (outbox_.Get(i).state == Outbox::Send::State::kOwn) ++nacks_queued_;
+  }
 }
 
 Channel::~Channel() {
-  if (workspace_slot_ != kNoSlot) workspace_.Remove(this);
   watch_.reset();
   if (socket_ >= 0) close(socket_);
 }
 
-absl::StatusOr<Channel::Accepted> Channel::Send(std::string_view json, uint64_t tag) {
+absl::StatusOr<Channel::Accepted> Channel::Send(std::string_view json, uint64_t tag,
+                                                std::string_view note) {
   if (state_ != State::kOpen || write_ended_) {
     return MakeError(Reason::kChannelClosed,
                      "The channel is closed: nothing can be sent to this peer any more.");
@@ -165,8 +139,8 @@ absl::StatusOr<Channel::Accepted> Channel::Send(std::string_view json, uint64_t 
   const Outbox::Value value = outbox_.Stage(frame);
   BreaksToSpaces(value.first);
   BreaksToSpaces(value.second);
-  outbox_.Commit(tag, Outbox::Send::State::kQueued);
-  Touch();
+  outbox_.Commit(tag, Outbox::Send::State::kQueued, note);
+  idle_.Use();
   if (!write_blocked_) turn_.Schedule();
   if (!referenced_) UpdateWatch();
   if (outbox_.bytes() < kSendBufferLow) return Accepted::kAccepted;
@@ -226,16 +200,16 @@ void Channel::OnReady(int events) {
     if (!Write()) return;
   }
   if ((events & Watch::kReadable) && !Read()) return;
-  (void)Progress();
+  (void)Advance();
 }
 
 void Channel::OnTurnEnd() {
   if (!Write() || !TellInbox()) return;
-  (void)Progress();
+  (void)Advance();
 }
 
 // Goes to the next states as far as they are reached.
-bool Channel::Progress() {
+bool Channel::Advance() {
   if (told_all_ && state_ == State::kOpen) StartFlush();
   if (state_ == State::kFlushing && (outbox_.empty() || write_ended_)) StartDrain();
   if (state_ == State::kDraining && told_all_) state_ = State::kClosed;
@@ -245,7 +219,7 @@ bool Channel::Progress() {
 }
 
 bool Channel::MayTell() const {
-  return state_ != State::kClosed && !paused_ && nacks_queued_ < ChannelMemory::kOwnSendsMax;
+  return state_ != State::kClosed && !paused_ && nacks_queued_ < StreamMemory::kOwnSendsMax;
 }
 
 bool Channel::Read() {
@@ -253,7 +227,7 @@ bool Channel::Read() {
   iovec parts[2];
   alignas(cmsghdr) char control[CMSG_SPACE(kDescriptorsMax * sizeof(int))];
   const std::span<iovec> free = inbox_.Free(parts);
-  ChannelMemory::Transfer& receive = memory_.control().receive;
+  StreamMemory::Transfer& receive = memory_.control().receive;
   for (;;) {
     receive.Prepare(free, control);
     if (recvmmsg(socket_, &receive.header, 1, MSG_DONTWAIT | MSG_CMSG_CLOEXEC, nullptr) == 1) break;
@@ -266,7 +240,7 @@ bool Channel::Read() {
   }
   TakeDescriptors(receive.header.msg_hdr);
   if (receive.header.msg_len == 0) read_ended_ = true;
-  Touch();
+  idle_.Use();
   return TellInbox();
 }
 
@@ -300,15 +274,14 @@ bool Channel::TellInbox() {
     told = true;
     if (!TellFrame(frame)) return false;
   }
-  inbox_.Consume(framer_.position());
   if (read_ended_ && !told_all_ && MayTell()) {
     told_all_ = true;
     const Frame rest = framer_.Finish(inbox_.view());
     told = told || rest.kind != Frame::Kind::kNeedMore || descriptors_.count > 0;
     if (!TellEnd(rest)) return false;
-    inbox_.Consume(inbox_.end());
   }
   if (told && !tell_([this] { listener_.OnReadEnd(); })) return false;
+  inbox_.Store(framer_);
   if (const uint64_t growth = inbox_.Restart(); growth != 0) {
     LineFramer::State state = framer_.state();
     state.begin += growth;
@@ -326,7 +299,7 @@ bool Channel::TellFrame(const Frame& frame) {
     if (log_frames_) {
       LogFrame(FrameDirection::kReceived, options_.debug_name, bytes, size_bytes);
     }
-    if (!TellTooLong(bytes, size_bytes)) return false;
+    if (!TellTooLong(frame)) return false;
   } else {
     const std::string_view line = inbox_.Contiguous(frame.begin, frame.end, workspace_.scratch);
     if (log_frames_) {
@@ -334,10 +307,10 @@ bool Channel::TellFrame(const Frame& frame) {
     }
     const absl::StatusOr<Line> decoded = codec_.Decode(line);
     if (!decoded.ok()) {
-      if (ReasonOf(decoded.status()) == Reason::kMessageTooLarge) NackIfHandle(line);
+      if (ReasonOf(decoded.status()) == Reason::kMessageTooLarge) NackIfHandle(line, frame.begin);
       if (!TellBad(decoded.status(), line, size_bytes)) return false;
     } else if (decoded->handle_announced) {
-      if (!TellHandle(line)) return false;
+      if (!TellHandle(line, frame.begin)) return false;
     } else {
       const Message message{.json = decoded->value, .internal = decoded->internal};
       if (!tell_([&] { listener_.OnMessage(message); })) return false;
@@ -348,8 +321,10 @@ bool Channel::TellFrame(const Frame& frame) {
   return true;
 }
 
-bool Channel::TellTooLong(std::string_view first_bytes, uint64_t size_bytes) {
-  NackIfHandle(first_bytes);
+bool Channel::TellTooLong(const Frame& frame) {
+  const std::string_view first_bytes = framer_.first_bytes();
+  const uint64_t size_bytes = frame.end - frame.begin;
+  NackIfHandle(first_bytes, frame.begin);
   return TellBad(MakeError(Reason::kMessageTooLarge,
                            fmt::format("A frame of {} bytes was skipped: the limit is {} and {} "
                                        "for the envelope. Send less at once, or raise "
@@ -359,9 +334,9 @@ bool Channel::TellTooLong(std::string_view first_bytes, uint64_t size_bytes) {
                  first_bytes, size_bytes);
 }
 
-bool Channel::TellHandle(std::string_view line) {
+bool Channel::TellHandle(std::string_view line, uint64_t frame_begin) {
   const bool arrived = std::exchange(descriptors_, {}).count > 0;
-  QueueNack();
+  QueueNack(frame_begin);
   return TellBad(
       MakeError(Reason::kHandleUnsupported,
                 arrived ? "The peer sent a handle, which cannot travel here: it was closed, the "
@@ -394,7 +369,7 @@ bool Channel::TellEnd(const Frame& frame) {
             "message ends with a line break.",
             size_bytes));
     if (frame.kind == Frame::Kind::kTooLong) {
-      if (!TellTooLong(framer_.first_bytes(), size_bytes)) return false;
+      if (!TellTooLong(frame)) return false;
     } else {
       const uint64_t shown = std::min<uint64_t>(size_bytes, kBadFrameBytes);
       if (!TellBad(end_reason_,
@@ -415,30 +390,39 @@ bool Channel::TellBad(const absl::Status& reason, std::string_view bytes, uint64
 
 // Node sends nothing more after a frame with a handle until it is answered, though the frame was
 // too long to be read.
-void Channel::NackIfHandle(std::string_view first_bytes) {
+void Channel::NackIfHandle(std::string_view first_bytes, uint64_t frame_begin) {
   if (!first_bytes.starts_with(kHandleFrameBegin)) return;
   descriptors_ = {};
-  QueueNack();
+  QueueNack(frame_begin);
 }
 
-void Channel::QueueNack() {
+void Channel::QueueNack(uint64_t frame_begin) {
   const std::string_view nack = HandleNack();
+  // Of a frame that is told again the answer may be queued already.
+  const uint64_t tag = inbox_.PositionOf(frame_begin);
+  for (size_t i = 0; tag < found_bytes_end_ && i < outbox_.sends(); ++i) {
+    const Outbox::Send& send = outbox_.Get(i);
+    if (send.state == Outbox::Send::State::kOwn && send.tag == tag) return;
+  }
   if (write_ended_ || drop_queue_ || state_ == State::kDraining || state_ == State::kClosed ||
       !outbox_.HasRoom(nack.size())) {
     return;
   }
   outbox_.Stage({.prefix = {}, .value = nack, .suffix = {}});
-  outbox_.Commit(0, Outbox::Send::State::kOwn);
+  outbox_.Commit(tag, Outbox::Send::State::kOwn);
   ++nacks_queued_;
   if (!write_blocked_) turn_.Schedule();
 }
 
 bool Channel::Write() {
-  ChannelMemory::Transfer& send = memory_.control().send;
+  StreamMemory::Transfer& send = memory_.control().send;
   while (state_ != State::kClosed && !write_ended_ && !write_blocked_) {
     iovec parts[2];
     const std::span<iovec> next = outbox_.Next(parts, drop_queue_);
-    if (next.empty()) break;
+    if (next.empty()) {
+      outbox_.Store();  // cancelled ones may have been skipped
+      break;
+    }
     size_t wanted = 0;
     for (const iovec& part : next) wanted += part.iov_len;
     send.Prepare(next, {});
@@ -455,7 +439,7 @@ bool Channel::Write() {
       }
       break;
     }
-    Touch();
+    idle_.Use();
     write_blocked_ = send.header.msg_len < wanted;
     if (!TellWritten()) return false;
   }
@@ -475,7 +459,9 @@ bool Channel::TellWritten() {
     told = true;
     if (!TellFront()) return false;
   }
-  return !told || tell_([this] { listener_.OnWriteEnd(); });
+  if (told && !tell_([this] { listener_.OnWriteEnd(); })) return false;
+  outbox_.Store();
+  return true;
 }
 
 bool Channel::FailQueue() {
@@ -483,16 +469,18 @@ bool Channel::FailQueue() {
   while (!outbox_.empty()) {
     if (!TellFront()) return false;
   }
-  return tell_([this] { listener_.OnWriteEnd(); });
+  if (!tell_([this] { listener_.OnWriteEnd(); })) return false;
+  outbox_.Store();
+  return true;
 }
 
 // Tells what became of the oldest frame of the queue, and takes it out.
 bool Channel::TellFront() {
-  const Outbox::Send& send = outbox_.front();
-  const uint64_t begin = send.begin();
+  const Outbox::Send send = outbox_.front();
   const uint64_t written =
-      std::min(std::max(outbox_.sent(), begin) - begin, static_cast<uint64_t>(send.length));
+      std::min(std::max(outbox_.sent(), send.begin()) - send.begin(), uint64_t{send.length});
   const bool whole = written == send.length;
+  outbox_.PopFront();
   if (log_frames_ && whole) {
     LogFrame(FrameDirection::kSent, options_.debug_name,
              outbox_.Contiguous(send, 0, std::min<uint64_t>(send.length, kLoggedBytesMax),
@@ -500,18 +488,34 @@ bool Channel::TellFront() {
              send.length);
   }
   if (send.state == Outbox::Send::State::kOwn) {
-    if (nacks_queued_-- == ChannelMemory::kOwnSendsMax) turn_.Schedule();  // reading goes on
+    if (nacks_queued_-- == StreamMemory::kOwnSendsMax) turn_.Schedule();  // reading goes on
   } else if (send.state == Outbox::Send::State::kQueued) {
     const FrameParts envelope = codec_.Encode({});
     const Sent sent{.tag = send.tag,
                     .json = outbox_.Contiguous(send, envelope.prefix.size(),
                                                send.length - envelope.size(), workspace_.scratch),
+                    .note = outbox_.Note(send, workspace_.note_scratch),
                     .written_bytes = written,
                     .status = whole ? absl::OkStatus() : queue_reason_};
-    if (!tell_([&] { listener_.OnSent(sent); })) return false;
+    return tell_([&] { listener_.OnSent(sent); });
   }
-  outbox_.PopFront();
   return true;
+}
+
+void Channel::AddProgress(Progress& progress) const {
+  progress.consumed = inbox_.PositionOf(framer_.position());
+  progress.line_begin = inbox_.PositionOf(framer_.state().begin);
+  progress.first = outbox_.first();
+  progress.settled = outbox_.settled();
+}
+
+void Channel::ForEachQueued(
+    absl::FunctionRef<void(uint64_t tag, std::string_view note)> queued) const {
+  std::string scratch;
+  for (size_t i = 0; i < outbox_.sends(); ++i) {
+    const Outbox::Send& send = outbox_.Get(i);
+    if (send.state == Outbox::Send::State::kQueued) queued(send.tag, outbox_.Note(send, scratch));
+  }
 }
 
 void Channel::StartFlush() {
@@ -538,7 +542,7 @@ void Channel::StartDrain() {
   }
   limit_.Start(options_.drain_ms_max, [this] {
     state_ = State::kClosed;
-    (void)Progress();
+    (void)Advance();
   });
 }
 
@@ -564,11 +568,6 @@ bool Channel::Finish() {
   if (!FailQueue()) return false;
   turn_.Cancel();
   return tell_([this] { listener_.OnClosed(end_reason_); });
-}
-
-void Channel::Touch() {
-  touched_ = true;
-  if (workspace_slot_ == kNoSlot) workspace_.Add(this);
 }
 
 void Channel::UpdateWatch() {

@@ -17,9 +17,12 @@
 // ECONNRESET is not the end: the peer died with unread input, and bytes it wrote before may still
 // be queued behind the error; only a read of 0 bytes ends the reading.
 //
-// Memory: all positions and bytes lie in a ChannelMemory that the owner provides: plain data, no
+// Memory: all positions and bytes lie in a StreamMemory that the owner provides: plain data, no
 // pointers, in heap or mapped from a file. The kernel stores each count itself (see
-// ChannelMemory::Transfer), so nothing is lost between a system call and the bookkeeping after it.
+// StreamMemory::Transfer), so nothing is lost between a system call and the bookkeeping after it.
+// What a listener was told is stored when the calls of a batch have returned; a listener that
+// records must have stored its progress by then, with its records. A channel that is opened on
+// memory that another process has left tells again from the first byte that was not stored as told.
 // A frame that wraps in a ring is made whole in a buffer that all channels of a loop share. Pages
 // that are not used any more are given back when the channel was idle for a while.
 //
@@ -45,13 +48,15 @@
 #include <string_view>
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "ipc/call_out.h"
-#include "ipc/channel_memory.h"
 #include "ipc/dialect.h"
 #include "ipc/event_loop.h"
+#include "ipc/idle_task.h"
 #include "ipc/line_framer.h"
+#include "ipc/stream_memory.h"
 
 namespace deka::ipc {
 
@@ -73,6 +78,7 @@ struct BadFrame {
 struct Sent {
   uint64_t tag = 0;            // as given to Send
   std::string_view json;       // the value as it was queued; lives until the call returns
+  std::string_view note;       // as given to Send; lives until the call returns
   uint64_t written_bytes = 0;  // of the frame; the frame's size if status is OK
   absl::Status status;         // OK: the last byte is in the socket; else why not
 };
@@ -95,8 +101,10 @@ class Channel {
     std::chrono::milliseconds drain_ms_max{2000};  // kDraining, while reading is not paused
     std::string debug_name = {};                   // names the channel in the log
 
-    ChannelMemory::Limits memory_limits() const {
-      return {message_bytes_max, queue_bytes_max, queue_messages_max};
+    StreamMemory::Limits memory_limits() const {
+      return {.message_bytes_max = message_bytes_max,
+              .queue_bytes_max = queue_bytes_max,
+              .queue_messages_max = queue_messages_max};
     }
   };
 
@@ -146,8 +154,9 @@ class Channel {
   // Takes over `socket` (a connected AF_UNIX stream), makes it non-blocking, and reads from the
   // next turn on. `memory` and `listener` outlive the channel. Fails with INVALID_ARGUMENT if the
   // limits do not fit each other or the memory; the socket is the caller's then.
+  // Memory that is not new is gone on with: what is queued in it is written.
   static absl::StatusOr<std::unique_ptr<Channel>> Open(EventLoop& loop, int socket,
-                                                       ChannelMemory& memory, Options options,
+                                                       StreamMemory& memory, Options options,
                                                        Listener& listener);
 
   // Releases: closes the descriptor of this process without a word to the listener.
@@ -159,7 +168,8 @@ class Channel {
   // Queues one JSON value; never blocks. It is written at the end of the turn, gathered with all
   // that is queued then. Line breaks between tokens are sent as spaces. Refused, with nothing
   // queued: kInvalidJson, kMessageTooLarge, kReservedMessage, kQueueFull, kChannelClosed.
-  absl::StatusOr<Accepted> Send(std::string_view json, uint64_t tag);
+  // `note` is kept with it in the channel's memory and told by OnSent: note_bytes_max at most.
+  absl::StatusOr<Accepted> Send(std::string_view json, uint64_t tag, std::string_view note = {});
 
   // Takes a message out of the queue. False if its first byte is already in the socket, or it is
   // not there. Of equal tags one is taken. The room of a message in the middle of the queue is free
@@ -191,20 +201,27 @@ class Channel {
   void set_debug_name(std::string name) { options_.debug_name = std::move(name); }
 
   State state() const { return state_; }
+  // How far the listener was told, the call that is under way included: what is stored when it
+  // returns.
+  void AddProgress(Progress& progress) const;
+
+  // Each message in the queue, the oldest first, with what Send was given.
+  void ForEachQueued(absl::FunctionRef<void(uint64_t tag, std::string_view note)> queued) const;
+
   size_t queued_bytes() const { return outbox_.bytes(); }
   size_t queued_messages() const { return outbox_.sends(); }
 
  private:
   struct Workspace;
 
-  Channel(EventLoop& loop, int socket, ChannelMemory& memory, Options options, Listener& listener,
+  Channel(EventLoop& loop, int socket, StreamMemory& memory, Options options, Listener& listener,
           Workspace& workspace);
 
   // Where a function below returns bool, false means that the listener has destroyed the channel:
   // nothing of it may be touched any more.
   void OnReady(int events);
   void OnTurnEnd();
-  [[nodiscard]] bool Progress();
+  [[nodiscard]] bool Advance();
 
   // Reading.
   bool MayTell() const;
@@ -212,14 +229,15 @@ class Channel {
   void TakeDescriptors(const msghdr& message);
   [[nodiscard]] bool TellInbox();
   [[nodiscard]] bool TellFrame(const Frame& frame);
-  [[nodiscard]] bool TellTooLong(std::string_view first_bytes, uint64_t size_bytes);
-  [[nodiscard]] bool TellHandle(std::string_view line);
+  [[nodiscard]] bool TellTooLong(const Frame& frame);
+  [[nodiscard]] bool TellHandle(std::string_view line, uint64_t frame_begin);
   [[nodiscard]] bool TellUnannounced();
   [[nodiscard]] bool TellEnd(const Frame& frame);
   [[nodiscard]] bool TellBad(const absl::Status& reason, std::string_view bytes,
                              uint64_t size_bytes);
-  void NackIfHandle(std::string_view first_bytes);
-  void QueueNack();
+  void NackIfHandle(std::string_view first_bytes, uint64_t frame_begin);
+  // For the frame that begins at this offset.
+  void QueueNack(uint64_t frame_begin);
 
   // Writing.
   [[nodiscard]] bool Write();
@@ -234,18 +252,18 @@ class Channel {
   void Fail(absl::Status reason);
   [[nodiscard]] bool Finish();
 
-  void Touch();
   void UpdateWatch();
 
   Listener& listener_;
   Options options_;
   const bool log_frames_;
   Workspace& workspace_;
-  ChannelMemory& memory_;
+  StreamMemory& memory_;
   Inbox inbox_;
   Outbox outbox_;
   Codec codec_;
   LineFramer framer_;
+  const uint64_t found_bytes_end_;  // of what the inbox held at first
 
   int socket_;
   std::optional<Watch> watch_;
@@ -272,9 +290,7 @@ class Channel {
   absl::Status end_reason_;    // for OnClosed
   absl::Status queue_reason_;  // for what is not written any more
 
-  bool touched_ = false;  // since the workspace looked for idle channels
-  size_t workspace_slot_ = kNoSlot;
-  static constexpr size_t kNoSlot = static_cast<size_t>(-1);
+  IdleTask idle_;  // gives pages back
 };
 
 }  // namespace deka::ipc

@@ -118,7 +118,7 @@ class ChannelTest : public testing::Test {
 
   void Open() {
     channel_.reset();
-    absl::StatusOr<ChannelMemory> memory = ChannelMemory::Allocate(options_.memory_limits());
+    absl::StatusOr<StreamMemory> memory = StreamMemory::Allocate(options_.memory_limits());
     ASSERT_TRUE(memory.ok()) << memory.status();
     memory_.emplace(*std::move(memory));
     OpenInMemory();
@@ -241,7 +241,7 @@ class ChannelTest : public testing::Test {
   Channel::Options options_;
   Descriptor ours_, peer_;
   bool peer_saw_end_ = false;
-  std::optional<ChannelMemory> memory_;
+  std::optional<StreamMemory> memory_;
   std::unique_ptr<Channel> channel_;
 };
 
@@ -444,7 +444,7 @@ TEST_F(ChannelTest, OneReadForEachChannelInTurnThoughOneFloods) {
   int ends[2];
   ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
   Descriptor other_peer(ends[1]);
-  absl::StatusOr<ChannelMemory> memory = ChannelMemory::Allocate(options_.memory_limits());
+  absl::StatusOr<StreamMemory> memory = StreamMemory::Allocate(options_.memory_limits());
   ASSERT_TRUE(memory.ok());
   absl::StatusOr<std::unique_ptr<Channel>> other =
       Channel::Open(loop_, ends[0], *memory, options_, other_heard);
@@ -1120,7 +1120,7 @@ TEST_F(ChannelTest, ASecondDisconnectDoesNotBeginAgain) {
 TEST_F(ChannelTest, BothEndsMayDisconnectAtOnce) {
   Open();
   Recorder other_heard;
-  absl::StatusOr<ChannelMemory> memory = ChannelMemory::Allocate(options_.memory_limits());
+  absl::StatusOr<StreamMemory> memory = StreamMemory::Allocate(options_.memory_limits());
   ASSERT_TRUE(memory.ok());
   absl::StatusOr<std::unique_ptr<Channel>> other =
       Channel::Open(loop_, peer_.Release(), *memory, options_, other_heard);
@@ -1315,7 +1315,7 @@ TEST_F(ChannelTest, ADescriptorIsMatchedToItsFrameThoughWhatIsLeftIsMoved) {
   Open();
   channel_->PauseReading();
   // More than one read, so that what is left behind it is moved to the first page.
-  Write(JsonOf(ChannelMemory::kReadBytesMax + 1000) + "\n2\n3\n");
+  Write(JsonOf(StreamMemory::kReadBytesMax + 1000) + "\n2\n3\n");
   WriteWithDescriptors(kAnnounced, {STDERR_FILENO});
   heard_.on_event = [&](char event) {
     if (event == 'm' && heard_.messages.back() == "2") channel_->PauseReading();
@@ -1324,7 +1324,7 @@ TEST_F(ChannelTest, ADescriptorIsMatchedToItsFrameThoughWhatIsLeftIsMoved) {
   ASSERT_TRUE(UntilMessages(2));
   RunFor(loop_, milliseconds(5));
   EXPECT_EQ(memory_->control().inbox_shift % memory_->control().inbox_capacity,
-            memory_->control().inbox_capacity - memory_->control().consumed)
+            memory_->control().inbox_capacity - memory_->progress().consumed)
       << "moved";
   channel_->ResumeReading();
   ASSERT_TRUE(Until([&] { return heard_.Has('b'); }));
@@ -1443,10 +1443,10 @@ TEST_F(ChannelTest, APeerThatDoesNotReadItsRefusalsIsNotReadEither) {
   size_t written = 0;
   ASSERT_TRUE(Until([&] {
     written += WriteUntilBlocked(std::string_view(flood).substr(written));
-    return heard_.bad.size() == ChannelMemory::kOwnSendsMax;
+    return heard_.bad.size() == StreamMemory::kOwnSendsMax;
   }));
   RunFor(loop_, milliseconds(20));
-  EXPECT_EQ(heard_.bad.size(), ChannelMemory::kOwnSendsMax);
+  EXPECT_EQ(heard_.bad.size(), StreamMemory::kOwnSendsMax);
   written += WriteUntilBlocked(std::string_view(flood).substr(written));
   EXPECT_LT(written, flood.size());
   // It goes on as soon as the peer reads.
@@ -1465,12 +1465,12 @@ TEST_F(ChannelTest, WhatWaitsBehindRefusalsIsToldWhenThePeerHasReadThem) {
   BlockSocket();
   // All of it comes before the peer reads, and nothing after.
   std::string flood;
-  for (size_t i = 0; i <= ChannelMemory::kOwnSendsMax; ++i) flood += kAnnounced;
+  for (size_t i = 0; i <= StreamMemory::kOwnSendsMax; ++i) flood += kAnnounced;
   flood += "1\n";
   ASSERT_LT(flood.size(), size_t{100000}) << "less than a socket holds";
   ASSERT_EQ(WriteUntilBlocked(flood), flood.size());
-  ASSERT_TRUE(Until([&] { return heard_.bad.size() == ChannelMemory::kOwnSendsMax; }));
-  const size_t nacks = ChannelMemory::kOwnSendsMax + 1;
+  ASSERT_TRUE(Until([&] { return heard_.bad.size() == StreamMemory::kOwnSendsMax; }));
+  const size_t nacks = StreamMemory::kOwnSendsMax + 1;
   EXPECT_EQ(ReadPeerUntil((1 << 20) + 1 + nacks * HandleNack().size()).size(),
             (1 << 20) + 1 + nacks * HandleNack().size());
   ASSERT_TRUE(UntilMessages(1));
@@ -1575,7 +1575,7 @@ TEST_F(ChannelTest, AllocatesNothingForAMessage) {
     int ends[2];
     ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends), 0);
     Echo echo;
-    absl::StatusOr<ChannelMemory> memory = ChannelMemory::Allocate(options_.memory_limits());
+    absl::StatusOr<StreamMemory> memory = StreamMemory::Allocate(options_.memory_limits());
     ASSERT_TRUE(memory.ok());
     absl::StatusOr<std::unique_ptr<Channel>> channel =
         Channel::Open(loop_, ends[0], *memory, options_, echo);
@@ -1623,13 +1623,13 @@ TEST_F(ChannelTest, AFloodOfSmallMessagesStaysInTheFirstPages) {
   Write(flood);
   ASSERT_TRUE(UntilMessages(flood.size() / 34));
   // One read, and what is left of the read before it.
-  EXPECT_LE(ResidentPages(*memory_), 2 + 2 * (ChannelMemory::kReadBytesMax / 4096));
+  EXPECT_LE(ResidentPages(*memory_), 2 + 2 * (StreamMemory::kReadBytesMax / 4096));
 }
 
 // --- opening ---
 
 TEST_F(ChannelTest, LimitsThatDoNotFitAreRefusedByName) {
-  absl::StatusOr<ChannelMemory> memory = ChannelMemory::Allocate({});
+  absl::StatusOr<StreamMemory> memory = StreamMemory::Allocate({});
   ASSERT_TRUE(memory.ok());
   const auto refused = [&](Channel::Options options) {
     const auto channel = Channel::Open(loop_, ours_.get(), *memory, options, heard_);
@@ -1659,7 +1659,7 @@ TEST_F(ChannelTest, TheLargestMessageLimitWorks) {
 }
 
 TEST_F(ChannelTest, ADescriptorThatCannotBeWatchedIsRefused) {
-  absl::StatusOr<ChannelMemory> memory = ChannelMemory::Allocate({});
+  absl::StatusOr<StreamMemory> memory = StreamMemory::Allocate({});
   ASSERT_TRUE(memory.ok());
   const Descriptor file(open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
   const auto channel = Channel::Open(loop_, file.get(), *memory, options_, heard_);

@@ -21,7 +21,6 @@ namespace deka::ipc {
 namespace {
 
 constexpr int kChannelDescriptor = 3;  // in the child
-constexpr size_t kOutputReadBytes = 64 << 10;
 
 absl::Status Invalid(std::string_view message) {
   return MakeError(Reason::kInvalidArgument, message);
@@ -229,6 +228,11 @@ ExitStatus StatusOf(const spawn::Ended& ended) {
   }
 }
 
+ExitStatus StatusOf(int wait_status) {
+  if (WIFEXITED(wait_status)) return {.code = WEXITSTATUS(wait_status)};
+  return {.signal = WTERMSIG(wait_status)};
+}
+
 // How a process ended that somebody else started: looks, but leaves it for its parent to reap.
 // Unset: it has not ended.
 std::optional<ExitStatus> Look(int pidfd) {
@@ -276,6 +280,12 @@ class Orphans {
 
 }  // namespace
 
+DialectChoice ForkDialect(const ForkOptions& options) {
+  if (options.dialect.has_value()) return {.dialect = *options.dialect, .reason = "asked for"};
+  return ChooseDialect(options.program, PathIn(options.env ? *options.env : OwnEnvironment()),
+                       options.cwd.empty() ? "." : options.cwd);
+}
+
 std::vector<std::string> OwnEnvironment() {
   std::vector<std::string> variables;
   for (char** variable = environ; variable != nullptr && *variable != nullptr; ++variable) {
@@ -286,23 +296,18 @@ std::vector<std::string> OwnEnvironment() {
 
 absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Fork(EventLoop& loop,
                                                                  ForkOptions options,
-                                                                 Listener& listener) {
+                                                                 Listener& listener,
+                                                                 Custody custody) {
   if (absl::Status status = CheckOptions(options); !status.ok()) return status;
   std::unique_ptr<ChildProcess> child(new ChildProcess(loop, listener));
   child->kill_signal_ = options.kill_signal;
   child->exit_drain_ms_max_ = options.exit_drain_ms_max;
 
+  DialectChoice dialect = ForkDialect(options);
   std::vector<std::string> environment =
       options.env.has_value() ? *std::move(options.env) : OwnEnvironment();
-  if (options.dialect.has_value()) {
-    child->dialect_ = *options.dialect;
-    child->dialect_reason_ = "asked for";
-  } else {
-    DialectChoice choice = ChooseDialect(options.program, PathIn(environment),
-                                         options.cwd.empty() ? "." : options.cwd);
-    child->dialect_ = choice.dialect;
-    child->dialect_reason_ = std::move(choice.reason);
-  }
+  child->dialect_ = dialect.dialect;
+  child->dialect_reason_ = std::move(dialect.reason);
   environment = options.ipc ? ChannelEnvironment(environment, child->dialect_, kChannelDescriptor)
                             : EnvironmentWithoutChannel(environment);
 
@@ -314,10 +319,16 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Fork(EventLoop& loop
     mappings.push_back({.from = descriptor.get(), .to = number});
     childs.push_back(std::move(descriptor));
   };
+  if (absl::Status status = child->TakeMemory(MemoryLimits(options), std::move(custody));
+      !status.ok()) {
+    return status;
+  }
+  Keeper::Held held = {.memory = child->memory_->file()};
   if (options.ipc) {
     absl::StatusOr<Ends> ends = MakeSocketPair();
     if (!ends.ok()) return ends.status();
     options.channel.dialect = child->dialect_;
+    held.channel = ends->ours.get();
     absl::Status status = child->OpenChannel(std::move(ends->ours), std::move(options.channel));
     if (!status.ok()) return status;
     give_child(std::move(ends->childs), kChannelDescriptor);
@@ -332,6 +343,7 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Fork(EventLoop& loop
     } else if (modes[number] == Stdio::kPipe) {
       absl::StatusOr<Ends> ends = MakePipe();
       if (!ends.ok()) return ends.status();
+      held.output[number - 1] = ends->ours.get();
       absl::Status status =
           child->CaptureOutput(number, options.output_line_bytes_max, std::move(ends->ours));
       if (!status.ok()) return status;
@@ -362,7 +374,9 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Fork(EventLoop& loop
   start.directory = options.cwd.empty() ? nullptr : options.cwd.c_str();
   start.user = options.uid.has_value() ? &*options.uid : nullptr;
   start.group = options.gid.has_value() ? &*options.gid : nullptr;
-  const spawn::Started started = spawn::Spawn(start);
+  const spawn::Started started = child->keeper_ == nullptr
+                                     ? spawn::Spawn(start)
+                                     : child->keeper_->Start(child->number_, start, held);
   if (started.failed_step == spawn::Step::kExec && started.error == E2BIG) {
     return TooLong(arguments, environment);
   }
@@ -374,10 +388,13 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Fork(EventLoop& loop
       !status.ok()) {
     spawn::SendSignal(child->pidfd_.get(), SIGKILL);
     siginfo_t ended;
-    waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(child->pidfd_.get()), &ended, WEXITED);
+    if (child->keeper_ == nullptr) {
+      waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(child->pidfd_.get()), &ended,
+             WEXITED);
+    }
     return status;
   }
-  child->forked_ = true;
+  child->forked_ = child->keeper_ == nullptr;
   child->leads_group_ = options.detached || options.own_process_group;
   // Nothing is read before OnSpawn.
   child->spawn_told_ = false;
@@ -396,7 +413,8 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Fork(EventLoop& loop
 absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Adopt(EventLoop& loop, int socket,
                                                                   pid_t pid,
                                                                   Channel::Options options,
-                                                                  Listener& listener) {
+                                                                  Listener& listener,
+                                                                  Custody custody) {
   Descriptor taken(socket);
   std::unique_ptr<ChildProcess> child(new ChildProcess(loop, listener));
   child->dialect_ = options.dialect;
@@ -420,6 +438,10 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Adopt(EventLoop& loo
     if (!above.ok()) return above.status();
     pidfd = *std::move(above);
   }
+  if (absl::Status status = child->TakeMemory(options.memory_limits(), std::move(custody));
+      !status.ok()) {
+    return status;
+  }
   if (absl::Status status = child->OpenChannel(std::move(taken), std::move(options));
       !status.ok()) {
     return status;
@@ -432,6 +454,59 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Adopt(EventLoop& loo
   return child;
 }
 
+StreamMemory::Limits ChildProcess::MemoryLimits(const ForkOptions& options) {
+  StreamMemory::Limits limits = options.channel.memory_limits();
+  if (options.stdout_mode == Stdio::kPipe || options.stderr_mode == Stdio::kPipe) {
+    limits.output_line_bytes_max = options.output_line_bytes_max;
+  }
+  return limits;
+}
+
+absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Recover(EventLoop& loop,
+                                                                    ForkOptions options,
+                                                                    Found found, Listener& listener,
+                                                                    Custody custody) {
+  std::unique_ptr<ChildProcess> child(new ChildProcess(loop, listener));
+  child->kill_signal_ = options.kill_signal;
+  child->exit_drain_ms_max_ = options.exit_drain_ms_max;
+  child->dialect_ = options.dialect.value_or(Dialect::kDeka);
+  child->dialect_reason_ = std::move(found.dialect_reason);
+  child->leads_group_ = options.detached || options.own_process_group;
+  if (absl::Status status = child->TakeMemory(MemoryLimits(options), std::move(custody));
+      !status.ok()) {
+    return status;
+  }
+  const uint64_t ends = child->memory_->progress().ends;
+  if (options.ipc && (ends & kDisconnected) == 0) {
+    options.channel.dialect = child->dialect_;
+    if (absl::Status status =
+            child->OpenChannel(std::move(found.channel), std::move(options.channel));
+        !status.ok()) {
+      return status;
+    }
+  }
+  for (int number = STDOUT_FILENO; number <= STDERR_FILENO; ++number) {
+    Descriptor& pipe = found.output[number - 1];
+    if (!pipe.valid()) continue;
+    if (absl::Status status =
+            child->CaptureOutput(number, options.output_line_bytes_max, std::move(pipe));
+        !status.ok()) {
+      return status;
+    }
+  }
+  child->exit_told_ = (ends & kExited) != 0;
+  child->close_told_ = (ends & kClosed) != 0;
+  if (child->exit_told_) {
+    child->pid_ = found.pid;
+    child->exit_.emplace();
+  } else if (absl::Status status = child->WatchProcess(found.pid, std::move(found.pidfd));
+             !status.ok()) {
+    return status;
+  }
+  child->turn_.Schedule();
+  return child;
+}
+
 ChildProcess::ChildProcess(EventLoop& loop, Listener& listener)
     : loop_(loop),
       listener_(listener),
@@ -441,13 +516,24 @@ ChildProcess::ChildProcess(EventLoop& loop, Listener& listener)
 
 ChildProcess::~ChildProcess() {
   process_watch_.reset();
+  if (keeper_ != nullptr) keeper_->OnEnd(number_, nullptr);
   if (forked_ && pidfd_.valid()) loop_.Shared<Orphans>().Add(std::move(pidfd_));
 }
 
-absl::Status ChildProcess::OpenChannel(Descriptor socket, Channel::Options options) {
-  absl::StatusOr<ChannelMemory> memory = ChannelMemory::Allocate(options.memory_limits());
+absl::Status ChildProcess::TakeMemory(const StreamMemory::Limits& limits, Custody custody) {
+  keeper_ = custody.keeper;
+  number_ = custody.number;
+  if (custody.memory.has_value()) {
+    memory_ = std::move(custody.memory);
+    return absl::OkStatus();
+  }
+  absl::StatusOr<StreamMemory> memory = StreamMemory::Allocate(limits);
   if (!memory.ok()) return memory.status();
   memory_ = *std::move(memory);
+  return absl::OkStatus();
+}
+
+absl::Status ChildProcess::OpenChannel(Descriptor socket, Channel::Options options) {
   absl::StatusOr<std::unique_ptr<Channel>> channel =
       Channel::Open(loop_, socket.get(), *memory_, std::move(options), *this);
   if (!channel.ok()) return channel.status();
@@ -458,7 +544,8 @@ absl::Status ChildProcess::OpenChannel(Descriptor socket, Channel::Options optio
 }
 
 absl::Status ChildProcess::CaptureOutput(int number, size_t line_bytes_max, Descriptor pipe) {
-  outputs_.push_back(std::make_unique<Output>(number, line_bytes_max, std::move(pipe)));
+  outputs_.push_back(
+      std::make_unique<Output>(loop_, *memory_, number, line_bytes_max, std::move(pipe)));
   Output& output = *outputs_.back();
   output.watch.emplace(loop_, output.pipe.get(), [this, &output](int) { OnOutputReady(output); });
   if (output.watch->error() != 0) {
@@ -470,20 +557,31 @@ absl::Status ChildProcess::CaptureOutput(int number, size_t line_bytes_max, Desc
 absl::Status ChildProcess::WatchProcess(pid_t pid, Descriptor pidfd) {
   pid_ = pid;
   pidfd_ = std::move(pidfd);
+  if (channel_ != nullptr) channel_->set_debug_name(fmt::format("child {}", pid));
+  if (keeper_ == nullptr) return WatchPidfd();
+  keeper_->OnEnd(number_, [this](std::optional<int> wait_status) {
+    if (wait_status.has_value()) return OnEnded(StatusOf(*wait_status));
+    // Without a keeper the kernel is asked.
+    (void)WatchPidfd();
+  });
+  return absl::OkStatus();
+}
+
+absl::Status ChildProcess::WatchPidfd() {
   process_watch_.emplace(loop_, pidfd_.get(), [this](int) { OnProcessReady(); });
   if (process_watch_->error() != 0) {
     return NoDescriptor("a watch of the child's process", process_watch_->error());
   }
   process_watch_->Want(Watch::kReadable);
-  if (channel_ != nullptr) channel_->set_debug_name(fmt::format("child {}", pid));
   return absl::OkStatus();
 }
 
-absl::StatusOr<Channel::Accepted> ChildProcess::Send(std::string_view json, uint64_t tag) {
+absl::StatusOr<Channel::Accepted> ChildProcess::Send(std::string_view json, uint64_t tag,
+                                                     std::string_view note) {
   if (channel_ == nullptr) {
     return NoChannel();
   }
-  return channel_->Send(json, tag);
+  return channel_->Send(json, tag, note);
 }
 
 absl::StatusOr<Channel::Accepted> ChildProcess::SendWithHandle(std::string_view, int, uint64_t) {
@@ -599,13 +697,15 @@ void ChildProcess::OnTurnEnd() {
 void ChildProcess::OnProcessReady() {
   if (forked_) {
     const spawn::Ended ended = spawn::Reap(pidfd_.get());
-    if (ended.how == spawn::Ended::How::kNotYet) return;
-    exit_ = StatusOf(ended);
-  } else {
-    exit_ = Look(pidfd_.get());
-    if (!exit_.has_value()) return;
+    if (ended.how != spawn::Ended::How::kNotYet) OnEnded(StatusOf(ended));
+  } else if (std::optional<ExitStatus> status = Look(pidfd_.get()); status.has_value()) {
+    OnEnded(*std::move(status));
   }
+}
+
+void ChildProcess::OnEnded(ExitStatus status) {
   LogVerbose(fmt::format("child {} ended", pid_));
+  exit_ = std::move(status);
   process_watch_.reset();
   pidfd_.Close();
   timeout_.Cancel();
@@ -614,13 +714,10 @@ void ChildProcess::OnProcessReady() {
 }
 
 void ChildProcess::OnOutputReady(Output& output) {
-  char bytes[kOutputReadBytes];
-  const ssize_t count = read(output.pipe.get(), bytes, sizeof(bytes));
+  const ssize_t count = output.inbox.Fill(output.pipe.get());
   if (count < 0 && (errno == EAGAIN || errno == EINTR)) return;
-  if (count > 0) {
-    output.lines.Append({bytes, static_cast<size_t>(count)});
-  } else {
-    output.lines.End();
+  output.idle.Use();
+  if (count <= 0) {
     output.watch.reset();
     output.pipe.Close();
   }
@@ -628,16 +725,18 @@ void ChildProcess::OnOutputReady(Output& output) {
 }
 
 bool ChildProcess::TellOutput(Output& output) {
+  const bool ended = !output.pipe.valid();
   bool told = false;
   while (!paused_) {
-    const std::optional<OutputLine> line = output.lines.Next();
+    const std::optional<OutputLine> line = output.lines.Next(output.inbox.view(), ended, scratch_);
     if (!line.has_value()) break;
     told = true;
     if (!tell_([&] { listener_.OnOutput(*line); })) return false;
   }
   if (told && !tell_([this] { listener_.OnReadEnd(); })) return false;
+  output.inbox.Store(output.lines.position());
   if (paused_) return true;
-  if (output.lines.ended()) {
+  if (ended) {
     output.told_all = true;
   } else {
     output.watch->Want(Watch::kReadable);
@@ -645,11 +744,32 @@ bool ChildProcess::TellOutput(Output& output) {
   return true;
 }
 
+Progress ChildProcess::progress() const {
+  Progress progress = memory_->progress();
+  if (channel_ != nullptr) channel_->AddProgress(progress);
+  for (const std::unique_ptr<Output>& output : outputs_) {
+    progress.output[output->number - 1] = output->lines.position();
+  }
+  if (channel_ != nullptr && disconnect_told_) progress.ends |= kDisconnected;
+  if (exit_told_) progress.ends |= kExited;
+  if (close_told_) progress.ends |= kClosed;
+  return progress;
+}
+
+void ChildProcess::ForEachQueued(
+    absl::FunctionRef<void(uint64_t tag, std::string_view note)> queued) const {
+  if (channel_ != nullptr) channel_->ForEachQueued(queued);
+}
+
 void ChildProcess::OnClosed(absl::Status reason) {
   LogVerbose(fmt::format("child {} disconnected: {}", pid_, reason.ToString()));
   disconnect_told_ = true;
-  if (tell_([&] { listener_.OnDisconnect(std::move(reason)); })) TellEnds();
+  if (!tell_([&] { listener_.OnDisconnect(std::move(reason)); })) return;
+  Store();
+  TellEnds();
 }
+
+void ChildProcess::Store() { memory_->progress().ends = progress().ends; }
 
 bool ChildProcess::Drained() const {
   return disconnect_told_ &&
@@ -673,6 +793,7 @@ void ChildProcess::TellEnds() {
     drain_.Cancel();
     exit_->drained = drained;
     if (!tell_([this] { listener_.OnExit(*exit_); })) return;
+    Store();
   }
   const bool process_over = exit_told_ || pid_ == 0;
   if (process_over && Drained() && !close_told_) {

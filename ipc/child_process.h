@@ -14,6 +14,9 @@
 // Processes are started by spawn/ and reaped by pidfd: SIGCHLD and waitpid(-1) of the host program
 // stay its own. All descriptors of this side are close-on-exec from their first moment.
 //
+// A child may be in the custody of a keeper (ipc/keeper.h): then its memory is mapped from a file,
+// the keeper starts it and tells how it ended, and Recover goes on with it in another process.
+//
 // Thread: every method, the destructor included, runs on the loop's thread. The listener is never
 // called from inside a call, and may destroy the ChildProcess from any of its calls. The destructor
 // releases: it closes this process' descriptors and leaves the child running, which sees its
@@ -34,15 +37,18 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "ipc/call_out.h"
 #include "ipc/channel.h"
-#include "ipc/channel_memory.h"
 #include "ipc/descriptor.h"
 #include "ipc/dialect.h"
 #include "ipc/event_loop.h"
+#include "ipc/idle_task.h"
+#include "ipc/keeper.h"
 #include "ipc/output_lines.h"
+#include "ipc/stream_memory.h"
 
 namespace deka::ipc {
 
@@ -75,6 +81,9 @@ struct ForkOptions {
       {};  // RLIMIT_NOFILE given to the child; unset: the parent's
 };
 
+// The dialect that Fork gives a child, and why.
+DialectChoice ForkDialect(const ForkOptions& options);
+
 // The environment of this process, "K=V" each.
 std::vector<std::string> OwnEnvironment();
 
@@ -104,12 +113,39 @@ class ChildProcess : private Channel::Listener {
     virtual void OnClose() {}
   };
 
+  // What a child has of whoever outlives this process. Without it its memory is heap, this process
+  // starts and reaps it, and its channel ends with this process.
+  struct Custody {
+    std::optional<StreamMemory> memory = {};  // for memory_limits(), its file held by the keeper
+    Keeper* keeper = nullptr;                 // outlives the child
+    uint64_t number = 0;                      // the keeper's name for the child
+  };
+  static StreamMemory::Limits MemoryLimits(const ForkOptions& options);
+
   // Starts the program. A spawn that fails is a typed error at once: kProgramNotFound
   // (its interpreter or cwd too), kProgramNotExecutable, kDescriptorsExhausted, kSpawnFailed (which
   // step and why), kInvalidArgument for options that cannot be. `listener` outlives the child's
   // object.
   static absl::StatusOr<std::unique_ptr<ChildProcess>> Fork(EventLoop& loop, ForkOptions options,
-                                                            Listener& listener);
+                                                            Listener& listener, Custody custody);
+  static absl::StatusOr<std::unique_ptr<ChildProcess>> Fork(EventLoop& loop, ForkOptions options,
+                                                            Listener& listener) {
+    return Fork(loop, std::move(options), listener, Custody());
+  }
+
+  // Goes on with a child that another process has forked, from what its memory holds. `options` are
+  // those of the fork, with the dialect that was chosen. What was told and not stored is told
+  // again.
+  struct Found {
+    Descriptor channel = {};    // not valid: there is none any more
+    Descriptor output[2] = {};  // the same
+    pid_t pid = 0;
+    Descriptor pidfd = {};
+    std::string dialect_reason = {};
+  };
+  static absl::StatusOr<std::unique_ptr<ChildProcess>> Recover(EventLoop& loop, ForkOptions options,
+                                                               Found found, Listener& listener,
+                                                               Custody custody);
 
   // Takes over the parent's end of a channel to a process that runs already; `socket` is closed if
   // it fails. `pid` may be 0, unknown: then OnClose follows OnDisconnect, without an OnExit. A
@@ -117,13 +153,19 @@ class ChildProcess : private Channel::Listener {
   // reaped: that stays with who started it. kChildExited if there is no such process.
   static absl::StatusOr<std::unique_ptr<ChildProcess>> Adopt(EventLoop& loop, int socket, pid_t pid,
                                                              Channel::Options options,
-                                                             Listener& listener);
+                                                             Listener& listener, Custody custody);
+  static absl::StatusOr<std::unique_ptr<ChildProcess>> Adopt(EventLoop& loop, int socket, pid_t pid,
+                                                             Channel::Options options,
+                                                             Listener& listener) {
+    return Adopt(loop, socket, pid, std::move(options), listener, Custody());
+  }
 
   ~ChildProcess();
 
   // As Node's send(message, options?, callback?): the callback's part is OnSent for `tag`. Without
   // a channel: kNoChannel.
-  absl::StatusOr<Channel::Accepted> Send(std::string_view json, uint64_t tag = 0);
+  absl::StatusOr<Channel::Accepted> Send(std::string_view json, uint64_t tag = 0,
+                                         std::string_view note = {});
   // As Node's send(message, handle, ...): refused with kHandleUnsupported, nothing is sent. The
   // handle stays the caller's.
   absl::StatusOr<Channel::Accepted> SendWithHandle(std::string_view json, int handle,
@@ -160,22 +202,43 @@ class ChildProcess : private Channel::Listener {
   size_t queued_bytes() const;
   size_t queued_messages() const;
 
+  // How far the listener was told, the call that is under way included: what is stored when it
+  // returns. `ends` is an OR of End.
+  enum End : uint64_t { kDisconnected = 1, kExited = 2, kClosed = 4 };
+  Progress progress() const;
+
+  // Each message in the queue, the oldest first, with what Send was given.
+  void ForEachQueued(absl::FunctionRef<void(uint64_t tag, std::string_view note)> queued) const;
+
  private:
   // A captured stream.
   struct Output {
-    Output(int number, size_t line_bytes_max, Descriptor end)
-        : lines(number, line_bytes_max), pipe(std::move(end)) {}
+    Output(EventLoop& loop, StreamMemory& memory, int number_of, size_t line_bytes_max,
+           Descriptor end)
+        : number(number_of),
+          inbox(memory, number - 1),
+          lines(number, line_bytes_max, inbox.begin()),
+          pipe(std::move(end)),
+          idle(loop, [this, &memory] {
+            if (inbox.empty()) memory.GiveBackOutputPages(number - 1);
+          }) {}
+    const int number;  // 1 or 2
+    OutputInbox inbox;
     OutputLines lines;
     Descriptor pipe;  // closed at its end
     std::optional<Watch> watch;
+    IdleTask idle;  // gives pages back
     bool told_all = false;
   };
 
   ChildProcess(EventLoop& loop, Listener& listener);
 
+  absl::Status TakeMemory(const StreamMemory::Limits& limits, Custody custody);
   absl::Status OpenChannel(Descriptor socket, Channel::Options options);
   absl::Status CaptureOutput(int number, size_t line_bytes_max, Descriptor pipe);
   absl::Status WatchProcess(pid_t pid, Descriptor pidfd);
+  absl::Status WatchPidfd();
+  void OnEnded(ExitStatus status);
 
   void OnTurnEnd();
   void OnProcessReady();
@@ -184,6 +247,7 @@ class ChildProcess : private Channel::Listener {
   bool Drained() const;
   void StartDrain();
   void TellEnds();
+  void Store();  // which ends were told
 
   // Channel::Listener.
   void OnMessage(Message message) override { listener_.OnMessage(message); }
@@ -198,13 +262,16 @@ class ChildProcess : private Channel::Listener {
   Listener& listener_;
   CallOut tell_;  // calls the listener
   TurnTask turn_;
+  std::string scratch_;  // a line that wraps in its ring
 
   Dialect dialect_ = Dialect::kDeka;
   std::string dialect_reason_;
-  std::optional<ChannelMemory> memory_;
+  std::optional<StreamMemory> memory_;
   std::unique_ptr<Channel> channel_;
   std::vector<std::unique_ptr<Output>> outputs_;
 
+  Keeper* keeper_ = nullptr;
+  uint64_t number_ = 0;  // the keeper's
   pid_t pid_ = 0;
   bool forked_ = false;       // it is ours to reap
   bool leads_group_ = false;  // since it was forked

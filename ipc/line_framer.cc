@@ -4,9 +4,6 @@
 #include <cstring>
 
 namespace deka::ipc {
-namespace {
-
-// Offset of the first '\n' in [begin, end) of the stream; `end` if there is none.
 uint64_t FindBreak(const RingView& ring, uint64_t begin, uint64_t end) {
   const RingSpans spans = SpansOf(ring, begin, end);
   const size_t first = spans.first.find('\n');
@@ -16,7 +13,13 @@ uint64_t FindBreak(const RingView& ring, uint64_t begin, uint64_t end) {
   return end;
 }
 
-}  // namespace
+std::string_view InOnePiece(const RingView& ring, uint64_t begin, uint64_t end,
+                            std::string& scratch) {
+  const RingSpans spans = SpansOf(ring, begin, end);
+  if (spans.second.empty()) return spans.first;
+  scratch.assign(spans.first).append(spans.second);
+  return scratch;
+}
 
 RingSpans SpansOf(const RingView& ring, uint64_t begin, uint64_t end) {
   const uint64_t offset = begin & (ring.capacity - 1);

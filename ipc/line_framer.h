@@ -25,6 +25,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <string_view>
 
 namespace deka::ipc {
@@ -42,6 +43,14 @@ struct RingSpans {
   std::string_view second;
 };
 RingSpans SpansOf(const RingView& ring, uint64_t begin, uint64_t end);
+
+// The bytes [begin, end) of the stream in one piece: in place if they do not wrap, else copied into
+// `scratch`.
+std::string_view InOnePiece(const RingView& ring, uint64_t begin, uint64_t end,
+                            std::string& scratch);
+
+// Offset of the first '\n' in [begin, end) of the stream; `end` if there is none.
+uint64_t FindBreak(const RingView& ring, uint64_t begin, uint64_t end);
 
 struct Frame {
   enum class Kind {

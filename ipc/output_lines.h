@@ -1,17 +1,21 @@
-// Cuts a child's captured output into lines. It does no IO.
+// Cuts a child's captured output into lines. It does no IO and holds no bytes.
 //
-//   pipe -> Append(bytes) -> Next() ... Next() -> OutputLine
+//   pipe -> OutputInbox -> Next(view) ... Next(view) -> OutputLine
 //
 // A line ends with '\n', which is not part of it; any other byte is. A line of more than
 // line_bytes_max bytes comes in pieces, each but the last one marked as partial, cut between two
-// UTF-8 characters where it can be. After End() the last line comes too, marked as unterminated.
+// UTF-8 characters where it can be. When the stream has ended the last line comes too, marked as
+// unterminated. Its only state is the position of the first byte that was not told.
 #ifndef IPC_OUTPUT_LINES_H_
 #define IPC_OUTPUT_LINES_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
+
+#include "ipc/line_framer.h"
 
 namespace deka::ipc {
 
@@ -24,25 +28,23 @@ struct OutputLine {
 
 class OutputLines {
  public:
-  OutputLines(int descriptor, size_t line_bytes_max)
-      : descriptor_(descriptor), line_bytes_max_(line_bytes_max) {}
+  // Goes on at `begin`.
+  OutputLines(int descriptor, size_t line_bytes_max, uint64_t begin = 0)
+      : descriptor_(descriptor), line_bytes_max_(line_bytes_max), begin_(begin), scanned_(begin) {}
 
-  void Append(std::string_view bytes);
-  void End() { ended_ = true; }
+  // The next line or piece of what the ring holds from position() on. Its text lies in the ring,
+  // or, if it wraps there, in `scratch`. Unset: more bytes are needed, or all is told. `ended`: no
+  // more will come. The ring has room for a line, its break and 3 bytes more.
+  std::optional<OutputLine> Next(const RingView& ring, bool ended, std::string& scratch);
 
-  // The next line or piece; its text lives until the next call. Unset: more bytes are needed, or
-  // all is told. Holds no memory then but for the line that is not complete.
-  std::optional<OutputLine> Next();
-
-  bool ended() const { return ended_; }
+  // Of the first byte that was not told.
+  uint64_t position() const { return begin_; }
 
  private:
   const int descriptor_;
   const size_t line_bytes_max_;
-  std::string bytes_;
-  size_t begin_ = 0;    // told before it
-  size_t scanned_ = 0;  // no line break in [begin_, scanned_)
-  bool ended_ = false;
+  uint64_t begin_;
+  uint64_t scanned_;  // no line break in [begin_, scanned_)
 };
 
 }  // namespace deka::ipc

@@ -12,8 +12,34 @@
 namespace deka::ipc {
 namespace {
 
+constexpr uint64_t kCapacity = 1 << 17;
+
+// Lines cut from a ring that is filled piece by piece, as OutputInbox does.
+class Source {
+ public:
+  // Positions begin so that what comes soon wraps.
+  explicit Source(size_t line_bytes_max)
+      : ring_(kCapacity, '\0'), end_(kCapacity - 7), lines_(2, line_bytes_max, end_) {}
+
+  void Append(std::string_view bytes) {
+    for (const char byte : bytes) ring_[end_++ % kCapacity] = byte;
+    ASSERT_LT(end_ - lines_.position(), kCapacity);
+  }
+  void End() { ended_ = true; }
+  std::optional<OutputLine> Next() {
+    return lines_.Next({ring_.data(), kCapacity, end_}, ended_, scratch_);
+  }
+
+ private:
+  std::string ring_;
+  std::string scratch_;
+  uint64_t end_;
+  OutputLines lines_;
+  bool ended_ = false;
+};
+
 // "text" for a line, "text+" for a piece, "text!" for one without its end.
-std::vector<std::string> Drain(OutputLines& lines) {
+std::vector<std::string> Drain(Source& lines) {
   std::vector<std::string> all;
   while (const std::optional<OutputLine> line = lines.Next()) {
     EXPECT_EQ(line->descriptor, 2);
@@ -24,7 +50,7 @@ std::vector<std::string> Drain(OutputLines& lines) {
 }
 
 std::vector<std::string> Cut(std::string_view bytes, size_t chunk, size_t line_bytes_max) {
-  OutputLines lines(2, line_bytes_max);
+  Source lines(line_bytes_max);
   std::vector<std::string> all;
   const auto drain = [&] {
     for (std::string& line : Drain(lines)) all.push_back(std::move(line));
@@ -71,19 +97,31 @@ TEST(OutputLinesTest, NothingIsToldOfNothing) {
 }
 
 TEST(OutputLinesTest, LinesMayBeTakenLater) {
-  OutputLines lines(2, 10);
+  Source lines(10);
   lines.Append("a\nb\nc");
   EXPECT_EQ(lines.Next()->text, "a");
   lines.Append("d\n");
   lines.End();
-  EXPECT_TRUE(lines.ended());
   EXPECT_EQ(Drain(lines), std::vector<std::string>({"b", "cd"}));
   EXPECT_FALSE(lines.Next().has_value());
 }
 
+TEST(OutputLinesTest, GoesOnFromTheFirstByteThatWasNotTold) {
+  const std::string ring = "one\ntwo\nthr" + std::string(4, '\0');
+  const RingView view = {ring.data(), 16, 11};
+  std::string scratch;
+  OutputLines first(1, 99);
+  EXPECT_EQ(first.Next(view, false, scratch)->text, "one");
+  OutputLines second(1, 99, first.position());
+  EXPECT_EQ(second.Next(view, false, scratch)->text, "two");
+  EXPECT_FALSE(second.Next(view, false, scratch).has_value());
+  OutputLines third(1, 99, second.position());
+  EXPECT_EQ(third.Next(view, true, scratch)->text, "thr");
+}
+
 TEST(OutputLinesTest, ALongLineTakesLinearTimeAndComesWhole) {
   const std::string line(8 << 20, 'x');
-  OutputLines lines(2, 64 << 10);
+  Source lines(64 << 10);
   std::string all;
   for (size_t i = 0; i < line.size(); i += 1000) {
     lines.Append(std::string_view(line).substr(i, 1000));

@@ -86,7 +86,7 @@ absl::StatusOr<std::unique_ptr<Process>> Process::Open(EventLoop& loop, Channel:
   }
   const absl::StatusOr<int> socket = SocketOf(*named);
   if (!socket.ok()) return socket.status();
-  absl::StatusOr<ChannelMemory> memory = ChannelMemory::Allocate(options.memory_limits());
+  absl::StatusOr<StreamMemory> memory = StreamMemory::Allocate(options.memory_limits());
   if (!memory.ok()) return memory.status();
 
   options.dialect = named->dialect;

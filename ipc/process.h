@@ -21,9 +21,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "ipc/channel.h"
-#include "ipc/channel_memory.h"
 #include "ipc/dialect.h"
 #include "ipc/event_loop.h"
+#include "ipc/stream_memory.h"
 
 namespace deka::ipc {
 
@@ -59,7 +59,7 @@ class Process : private Channel::Listener {
   void Reference(bool referenced) { channel_->Reference(referenced); }
 
  private:
-  Process(ChannelMemory memory, Dialect dialect, Listener& listener)
+  Process(StreamMemory memory, Dialect dialect, Listener& listener)
       : listener_(listener), dialect_(dialect), memory_(std::move(memory)) {}
 
   // Channel::Listener.
@@ -72,7 +72,7 @@ class Process : private Channel::Listener {
 
   Listener& listener_;
   const Dialect dialect_;
-  ChannelMemory memory_;
+  StreamMemory memory_;
   std::unique_ptr<Channel> channel_;
 };
 

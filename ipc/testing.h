@@ -16,8 +16,8 @@
 #include <vector>
 
 #include "absl/functional/function_ref.h"
-#include "ipc/channel_memory.h"
 #include "ipc/event_loop.h"
+#include "ipc/stream_memory.h"
 
 namespace deka::ipc {
 
@@ -79,8 +79,8 @@ inline double CpuSeconds() {
 }
 
 // 0 if the memory cannot be asked about.
-inline size_t ResidentPages(const ChannelMemory& memory) {
-  std::vector<unsigned char> pages(memory.control().bytes / ChannelMemory::kPageBytes);
+inline size_t ResidentPages(const StreamMemory& memory) {
+  std::vector<unsigned char> pages(memory.control().bytes / StreamMemory::kPageBytes);
   if (mincore(memory.at(0), memory.control().bytes, pages.data()) != 0) return 0;
   return static_cast<size_t>(
       std::count_if(pages.begin(), pages.end(), [](unsigned char page) { return page & 1; }));

@@ -1,5 +1,5 @@
 // What Linux promises to who wants to know, after the death of a process at any instruction, which
-// bytes it had moved. ipc/channel_memory_test.cc has the promises that need no death.
+// bytes it had moved. ipc/stream_memory_test.cc has the promises that need no death.
 //
 // Each test forks a process that moves bytes and stores how far it is in memory that it shares,
 // kills it at a random moment, and looks: what it stored and what is left must be all there was.
@@ -22,12 +22,12 @@
 #include <string>
 #include <string_view>
 
-#include "ipc/channel_memory.h"
+#include "ipc/stream_memory.h"
 
 namespace deka {
 namespace {
 
-using ipc::ChannelMemory;
+using ipc::StreamMemory;
 
 constexpr size_t kBytes = 4 << 20;       // more than a process moves before it is killed
 constexpr size_t kCallBytes = 64 << 10;  // of one call
@@ -44,7 +44,7 @@ int64_t FromEnvironment(const char* name, int64_t otherwise) {
 class KillTest : public testing::Test {
  protected:
   struct Shared {
-    ChannelMemory::Transfer transfer;
+    StreamMemory::Transfer transfer;
     alignas(64) loff_t offset;  // of a splice, or of who stores it after it has read
     alignas(4096) char bytes[kBytes];
   };
@@ -112,13 +112,13 @@ class KillTest : public testing::Test {
 
 TEST_F(KillTest, WhatRecvmmsgTookIsCounted) {
   for (int64_t kills = 0; kills < kills_; ++kills) {
-    new (shared_) ChannelMemory::Transfer{};
+    new (shared_) StreamMemory::Transfer{};
     int ends[2];
     ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends), 0);
     uint64_t written = 0;
     RunAndKill(
         [&] {
-          ChannelMemory::Transfer& transfer = shared_->transfer;
+          StreamMemory::Transfer& transfer = shared_->transfer;
           const size_t position = transfer.Position();
           iovec part = {shared_->bytes + position, std::min(kCallBytes, kBytes - position)};
           transfer.Prepare({&part, 1}, {});
@@ -136,13 +136,13 @@ TEST_F(KillTest, WhatRecvmmsgTookIsCounted) {
 TEST_F(KillTest, WhatSendmmsgGaveIsCounted) {
   stream_.copy(shared_->bytes, kBytes);
   for (int64_t kills = 0; kills < kills_; ++kills) {
-    new (shared_) ChannelMemory::Transfer{};
+    new (shared_) StreamMemory::Transfer{};
     int ends[2];
     ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends), 0);
     std::string received;
     RunAndKill(
         [&] {
-          ChannelMemory::Transfer& transfer = shared_->transfer;
+          StreamMemory::Transfer& transfer = shared_->transfer;
           const size_t position = transfer.Position();
           iovec part = {shared_->bytes + position, std::min(kWriteBytes, kBytes - position)};
           transfer.Prepare({&part, 1}, {});

@@ -1,4 +1,4 @@
-#include "ipc/channel_memory.h"
+#include "ipc/stream_memory.h"
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>
@@ -21,7 +21,7 @@
 namespace deka::ipc {
 namespace {
 
-constexpr ChannelMemory::Limits kSmall = {
+constexpr StreamMemory::Limits kSmall = {
     .message_bytes_max = 1000, .queue_bytes_max = 4000, .queue_messages_max = 8};
 
 struct Pair {
@@ -34,8 +34,8 @@ struct Pair {
   Descriptor ours, peer;
 };
 
-ChannelMemory Make(const ChannelMemory::Limits& limits = kSmall) {
-  absl::StatusOr<ChannelMemory> memory = ChannelMemory::Allocate(limits);
+StreamMemory Make(const StreamMemory::Limits& limits = kSmall) {
+  absl::StatusOr<StreamMemory> memory = StreamMemory::Allocate(limits);
   EXPECT_TRUE(memory.ok()) << memory.status();
   return *std::move(memory);
 }
@@ -44,8 +44,8 @@ ChannelMemory Make(const ChannelMemory::Limits& limits = kSmall) {
 
 TEST(KernelTest, RecvmmsgStoresItsCountAndLeavesThePaddingBehindIt) {
   Pair pair;
-  ChannelMemory memory = Make();
-  ChannelMemory::Transfer& transfer = memory.control().receive;
+  StreamMemory memory = Make();
+  StreamMemory::Transfer& transfer = memory.control().receive;
   transfer.Advance(7);
   ASSERT_EQ(write(pair.peer.get(), "hello", 5), 5);
   char bytes[16];
@@ -62,8 +62,8 @@ TEST(KernelTest, RecvmmsgStoresItsCountAndLeavesThePaddingBehindIt) {
 
 TEST(KernelTest, SendmmsgStoresItsCountOfAPartialWrite) {
   Pair pair;
-  ChannelMemory memory = Make();
-  ChannelMemory::Transfer& transfer = memory.control().send;
+  StreamMemory memory = Make();
+  StreamMemory::Transfer& transfer = memory.control().send;
   std::string bytes(4 << 20, 'x');
   iovec part = {bytes.data(), bytes.size()};
   transfer.Prepare({&part, 1}, {});
@@ -80,8 +80,8 @@ TEST(KernelTest, SendmmsgStoresItsCountOfAPartialWrite) {
 TEST(KernelTest, EndOfFileIsACallThatBringsZeroBytes) {
   Pair pair;
   pair.peer.Close();
-  ChannelMemory memory = Make();
-  ChannelMemory::Transfer& transfer = memory.control().receive;
+  StreamMemory memory = Make();
+  StreamMemory::Transfer& transfer = memory.control().receive;
   char bytes[16];
   iovec part = {bytes, sizeof(bytes)};
   transfer.Prepare({&part, 1}, {});
@@ -94,8 +94,8 @@ TEST(KernelTest, ConnectionResetComesBeforeBytesThatAreStillQueued) {
   ASSERT_EQ(write(pair.ours.get(), "unread", 6), 6);
   ASSERT_EQ(write(pair.peer.get(), "last words", 10), 10);
   pair.peer.Close();
-  ChannelMemory memory = Make();
-  ChannelMemory::Transfer& transfer = memory.control().receive;
+  StreamMemory memory = Make();
+  StreamMemory::Transfer& transfer = memory.control().receive;
   char bytes[16];
   iovec part = {bytes, sizeof(bytes)};
   transfer.Prepare({&part, 1}, {});
@@ -110,8 +110,8 @@ TEST(KernelTest, ConnectionResetComesBeforeBytesThatAreStillQueued) {
 }
 
 TEST(TransferTest, PositionsWrapAt32Bits) {
-  ChannelMemory memory = Make();
-  ChannelMemory::Transfer& transfer = memory.control().send;
+  StreamMemory memory = Make();
+  StreamMemory::Transfer& transfer = memory.control().send;
   transfer.Advance(0xffffffffu);
   transfer.header.msg_len = 3;
   EXPECT_EQ(transfer.Position(), 2u);
@@ -122,10 +122,10 @@ TEST(TransferTest, PositionsWrapAt32Bits) {
 
 // --- the memory ---
 
-TEST(ChannelMemoryTest, FitsWhatItWasMadeForAndNotMore) {
-  ChannelMemory memory = Make();
+TEST(StreamMemoryTest, FitsWhatItWasMadeForAndNotMore) {
+  StreamMemory memory = Make();
   EXPECT_TRUE(memory.Fits(kSmall));
-  ChannelMemory::Limits limits = kSmall;
+  StreamMemory::Limits limits = kSmall;
   limits.message_bytes_max = 1 << 20;
   EXPECT_FALSE(memory.Fits(limits));
   limits = kSmall;
@@ -136,53 +136,53 @@ TEST(ChannelMemoryTest, FitsWhatItWasMadeForAndNotMore) {
   EXPECT_FALSE(memory.Fits(limits));
 }
 
-TEST(ChannelMemoryTest, ALimitOfAnySizeLeavesRoomForOneRead) {
+TEST(StreamMemoryTest, ALimitOfAnySizeLeavesRoomForOneRead) {
   for (size_t message_bytes_max :
        {size_t{1}, size_t{61438}, size_t{61439}, size_t{61440}, size_t{64} << 20}) {
-    ChannelMemory memory = Make({.message_bytes_max = message_bytes_max});
-    const ChannelMemory::Control& control = memory.control();
+    StreamMemory memory = Make({.message_bytes_max = message_bytes_max});
+    const StreamMemory::Control& control = memory.control();
     EXPECT_GE(control.inbox_capacity,
-              message_bytes_max + kEnvelopeBytesMax + 1 + ChannelMemory::kReadBytesMax);
+              message_bytes_max + kEnvelopeBytesMax + 1 + StreamMemory::kReadBytesMax);
     EXPECT_GE(control.out_capacity, (size_t{4} << 20) + message_bytes_max + kEnvelopeBytesMax);
   }
 }
 
-TEST(ChannelMemoryTest, AFullQueueLeavesRoomForTheChannelsOwnFrames) {
+TEST(StreamMemoryTest, AFullQueueLeavesRoomForTheChannelsOwnFrames) {
   // Without them it would be a power of two.
-  const ChannelMemory::Limits limits = {.message_bytes_max = 61440, .queue_bytes_max = 65536};
+  const StreamMemory::Limits limits = {.message_bytes_max = 61440, .queue_bytes_max = 65536};
   const size_t full = limits.queue_bytes_max + limits.message_bytes_max + kEnvelopeBytesMax;
   ASSERT_EQ(full, size_t{1} << 17);
   EXPECT_GE(Make(limits).control().out_capacity,
-            full + ChannelMemory::kOwnSendsMax * HandleNack().size());
+            full + StreamMemory::kOwnSendsMax * HandleNack().size());
 }
 
-TEST(ChannelMemoryTest, TakesARegionOfTheCallerAndLeavesItThere) {
-  const size_t bytes = ChannelMemory::BytesFor(kSmall);
+TEST(StreamMemoryTest, TakesARegionOfTheCallerAndLeavesItThere) {
+  const size_t bytes = StreamMemory::BytesFor(kSmall);
   void* region = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   ASSERT_NE(region, MAP_FAILED);
   const std::span<char> whole(static_cast<char*>(region), bytes);
-  EXPECT_EQ(ReasonOf(ChannelMemory::InRegion(whole.first(bytes - 1), kSmall).status()),
+  EXPECT_EQ(ReasonOf(StreamMemory::InRegion({whole.first(bytes - 1)}, kSmall).status()),
             Reason::kInvalidArgument);
-  EXPECT_EQ(ReasonOf(ChannelMemory::InRegion(whole.subspan(8), kSmall).status()),
+  EXPECT_EQ(ReasonOf(StreamMemory::InRegion({whole.subspan(8)}, kSmall).status()),
             Reason::kInvalidArgument);
   {
-    absl::StatusOr<ChannelMemory> memory = ChannelMemory::InRegion(whole, kSmall);
+    absl::StatusOr<StreamMemory> memory = StreamMemory::InRegion({whole}, kSmall);
     ASSERT_TRUE(memory.ok()) << memory.status();
     EXPECT_EQ(memory->at(0), region);
     EXPECT_TRUE(memory->Fits(kSmall));
   }
-  EXPECT_EQ(ReasonOf(ChannelMemory::InRegion(whole, kSmall).status()), Reason::kInvalidArgument);
+  EXPECT_EQ(ReasonOf(StreamMemory::InRegion({whole}, kSmall).status()), Reason::kInvalidArgument);
   EXPECT_EQ(munmap(region, bytes), 0);
 }
 
-TEST(ChannelMemoryTest, AnUnusedOneCostsItsControlPage) {
-  ChannelMemory memory = Make({});
+TEST(StreamMemoryTest, AnUnusedOneCostsItsControlPage) {
+  StreamMemory memory = Make({});
   EXPECT_EQ(ResidentPages(memory), 1u);
 }
 
-TEST(ChannelMemoryTest, GivesBackThePagesOfEmptyRings) {
-  ChannelMemory memory = Make({});
-  const ChannelMemory::Control& control = memory.control();
+TEST(StreamMemoryTest, GivesBackThePagesOfEmptyRings) {
+  StreamMemory memory = Make({});
+  const StreamMemory::Control& control = memory.control();
   memory.at(control.index_offset)[10000] = 'x';
   memory.at(control.inbox_offset)[100000] = 'x';
   memory.at(control.out_offset)[100000] = 'x';
@@ -202,7 +202,7 @@ TEST(ChannelMemoryTest, GivesBackThePagesOfEmptyRings) {
 // --- the inbox ---
 
 // As a read of the socket would.
-void Receive(ChannelMemory& memory, const Inbox& inbox, std::string_view bytes) {
+void Receive(StreamMemory& memory, const Inbox& inbox, std::string_view bytes) {
   iovec parts[2];
   size_t copied = 0;
   for (const iovec& part : inbox.Free(parts)) {
@@ -215,40 +215,45 @@ void Receive(ChannelMemory& memory, const Inbox& inbox, std::string_view bytes) 
   memory.control().receive.header.msg_len = static_cast<unsigned>(copied);
 }
 
+// What stands before `offset` is told.
+void Consume(Inbox& inbox, uint64_t offset) {
+  inbox.Store(LineFramer({}, {.begin = offset, .scanned = offset}));
+}
+
 TEST(InboxTest, OffersOneReadAtMost) {
-  ChannelMemory memory = Make();
+  StreamMemory memory = Make();
   Inbox inbox(memory);
   iovec parts[2];
   const std::span<iovec> free = inbox.Free(parts);
   ASSERT_EQ(free.size(), 1u);
-  EXPECT_EQ(free[0].iov_len, ChannelMemory::kReadBytesMax);
+  EXPECT_EQ(free[0].iov_len, StreamMemory::kReadBytesMax);
 }
 
 TEST(InboxTest, AnEmptyOneStartsAgainAtItsFirstPage) {
-  ChannelMemory memory = Make();
+  StreamMemory memory = Make();
   Inbox inbox(memory);
   iovec parts[2];
   const void* first = inbox.Free(parts)[0].iov_base;
   Receive(memory, inbox, "12345");
   EXPECT_NE(inbox.Free(parts)[0].iov_base, first);
   EXPECT_EQ(inbox.end() - inbox.begin(), 5u);
-  inbox.Consume(inbox.end());
+  Consume(inbox, inbox.end());
   const uint64_t before = inbox.begin();
   const uint64_t growth = inbox.Restart();
   EXPECT_EQ(inbox.begin(), before + growth);
   EXPECT_TRUE(inbox.empty());
   EXPECT_EQ(inbox.Free(parts)[0].iov_base, first);
-  EXPECT_EQ(memory.control().consumed, 5u) << "positions of the stream go on";
+  EXPECT_EQ(memory.progress().consumed, 5u) << "positions of the stream go on";
 }
 
 TEST(InboxTest, ALittleThatIsLeftIsMovedToTheFirstPage) {
-  ChannelMemory memory = Make();
+  StreamMemory memory = Make();
   Inbox inbox(memory);
   Receive(memory, inbox, std::string(60000, '.') + "rest");
-  inbox.Consume(inbox.begin() + 60000);
+  Consume(inbox, inbox.begin() + 60000);
   EXPECT_EQ(inbox.Restart(), 0u) << "not worth it yet";
   Receive(memory, inbox, std::string(10000, ','));
-  inbox.Consume(inbox.end() - 100);
+  Consume(inbox, inbox.end() - 100);
   EXPECT_NE(inbox.Restart(), 0u);
   std::string scratch;
   EXPECT_EQ(inbox.Contiguous(inbox.begin(), inbox.end(), scratch), std::string(100, ','));
@@ -256,10 +261,10 @@ TEST(InboxTest, ALittleThatIsLeftIsMovedToTheFirstPage) {
 }
 
 TEST(InboxTest, KeepsEveryByteThroughWrapsAndRestarts) {
-  ChannelMemory memory = Make();
+  StreamMemory memory = Make();
   // Positions pass 2^32 on the way.
   const uint64_t start = (uint64_t{1} << 32) - 500000;
-  memory.control().consumed = start;
+  memory.progress().consumed = memory.progress().line_begin = start;
   memory.control().receive.Advance(static_cast<uint32_t>(start));
   Inbox inbox(memory);
   std::mt19937 random(1);
@@ -269,7 +274,7 @@ TEST(InboxTest, KeepsEveryByteThroughWrapsAndRestarts) {
   int wrapped = 0, restarted = 0;
   for (int i = 0; i < 200; ++i) {
     const size_t room =
-        std::min<size_t>(ChannelMemory::kReadBytesMax,
+        std::min<size_t>(StreamMemory::kReadBytesMax,
                          memory.control().inbox_capacity - (inbox.end() - inbox.begin()));
     std::string bytes(random() % (room + 1), '\0');
     for (char& byte : bytes) byte = static_cast<char>(random());
@@ -281,12 +286,12 @@ TEST(InboxTest, KeepsEveryByteThroughWrapsAndRestarts) {
     ASSERT_EQ(there, expected);
     const size_t told = random() % 4 == 0 ? expected.size() : random() % (expected.size() + 1);
     expected.erase(0, told);
-    inbox.Consume(inbox.begin() + told);
+    Consume(inbox, inbox.begin() + told);
     if (inbox.Restart() != 0) ++restarted;
     ASSERT_EQ(inbox.Contiguous(inbox.begin(), inbox.end(), scratch), expected);
   }
-  EXPECT_EQ(memory.control().consumed + expected.size(), start + total);
-  EXPECT_GT(memory.control().consumed, uint64_t{1} << 32);
+  EXPECT_EQ(memory.progress().consumed + expected.size(), start + total);
+  EXPECT_GT(memory.progress().consumed, uint64_t{1} << 32);
   EXPECT_GT(wrapped, 0);
   EXPECT_GT(restarted, 0);
 }
@@ -314,13 +319,13 @@ std::string NextBytes(Outbox& outbox, bool begun_only = false) {
 }
 
 // As a write of the socket would.
-void Sent(ChannelMemory& memory, uint32_t count) {
+void Sent(StreamMemory& memory, uint32_t count) {
   memory.control().send.Fold();
   memory.control().send.header.msg_len = count;
 }
 
 TEST(OutboxTest, OneWriteTakesAllThatIsQueued) {
-  ChannelMemory memory = Make();
+  StreamMemory memory = Make();
   Outbox outbox(memory);
   EXPECT_TRUE(outbox.empty());
   EXPECT_EQ(NextBytes(outbox), "");
@@ -342,7 +347,7 @@ TEST(OutboxTest, OneWriteTakesAllThatIsQueued) {
 }
 
 TEST(OutboxTest, WhatIsStagedAndNotCommittedWasNeverThere) {
-  ChannelMemory memory = Make();
+  StreamMemory memory = Make();
   Outbox outbox(memory);
   outbox.Stage({.prefix = "<", .value = "no", .suffix = ">"});
   EXPECT_TRUE(outbox.empty());
@@ -351,7 +356,7 @@ TEST(OutboxTest, WhatIsStagedAndNotCommittedWasNeverThere) {
 }
 
 TEST(OutboxTest, CancelTakesOutWhatIsNotBegun) {
-  ChannelMemory memory = Make();
+  StreamMemory memory = Make();
   Outbox outbox(memory);
   for (uint64_t tag = 1; tag <= 4; ++tag) Put(outbox, tag, std::string(1, char('0' + tag)));
   Sent(memory, 1);
@@ -376,7 +381,7 @@ TEST(OutboxTest, CancelTakesOutWhatIsNotBegun) {
 }
 
 TEST(OutboxTest, CancelFindsEqualTagsOneByOneInAnyOrder) {
-  ChannelMemory memory = Make();
+  StreamMemory memory = Make();
   Outbox outbox(memory);
   Put(outbox, 7, "a");
   Put(outbox, 8, "b");
@@ -390,7 +395,7 @@ TEST(OutboxTest, CancelFindsEqualTagsOneByOneInAnyOrder) {
 }
 
 TEST(OutboxTest, TheChannelsOwnFramesCannotBeCancelled) {
-  ChannelMemory memory = Make();
+  StreamMemory memory = Make();
   Outbox outbox(memory);
   Put(outbox, 0, "nack", Outbox::Send::State::kOwn);
   EXPECT_FALSE(outbox.Cancel(0));
@@ -398,21 +403,24 @@ TEST(OutboxTest, TheChannelsOwnFramesCannotBeCancelled) {
 }
 
 TEST(OutboxTest, DroppingTheFrontDropsWhatIsNotWrittenOfIt) {
-  ChannelMemory memory = Make();
+  StreamMemory memory = Make();
   Outbox outbox(memory);
   Put(outbox, 1, "aaaa");
   Put(outbox, 2, "b");
   Sent(memory, 2);
   outbox.PopFront();
   EXPECT_EQ(outbox.bytes(), 3u);
+  outbox.Store();
+  EXPECT_EQ(outbox.bytes(), 3u);
   EXPECT_EQ(NextBytes(outbox), "<b>");
   outbox.PopFront();
+  outbox.Store();
   EXPECT_TRUE(outbox.empty());
   EXPECT_EQ(outbox.bytes(), 0u);
 }
 
 TEST(OutboxTest, DroppingTheFrontDropsACancelledOneToo) {
-  ChannelMemory memory = Make();
+  StreamMemory memory = Make();
   Outbox outbox(memory);
   for (uint64_t tag = 1; tag <= 3; ++tag) Put(outbox, tag, std::to_string(tag));
   EXPECT_TRUE(outbox.Cancel(2));
@@ -423,7 +431,7 @@ TEST(OutboxTest, DroppingTheFrontDropsACancelledOneToo) {
 }
 
 TEST(OutboxTest, HasRoomForTheQueueOneMessageAndTheChannelsOwn) {
-  ChannelMemory memory = Make();
+  StreamMemory memory = Make();
   Outbox outbox(memory);
   const uint64_t capacity = memory.control().out_capacity;
   EXPECT_TRUE(outbox.HasRoom(capacity));
@@ -434,14 +442,14 @@ TEST(OutboxTest, HasRoomForTheQueueOneMessageAndTheChannelsOwn) {
     ++sends;
   }
   EXPECT_EQ(sends, memory.control().index_capacity);
-  EXPECT_GE(sends, kSmall.queue_messages_max + ChannelMemory::kOwnSendsMax);
+  EXPECT_GE(sends, kSmall.queue_messages_max + StreamMemory::kOwnSendsMax);
 }
 
 // Random sends, partial writes and cancels against a plain model.
 TEST(OutboxTest, BehavesAsAQueueThroughWrapsAndRestarts) {
-  ChannelMemory memory = Make();
+  StreamMemory memory = Make();
   const uint64_t start = (uint64_t{1} << 32) - 300000;
-  memory.control().settled = start;
+  memory.progress().settled = start;
   memory.control().send.Advance(static_cast<uint32_t>(start));
   Outbox outbox(memory);
   struct Model {
@@ -487,6 +495,7 @@ TEST(OutboxTest, BehavesAsAQueueThroughWrapsAndRestarts) {
           model.pop_front();
           outbox.PopFront();
         }
+        if (random() % 2 == 0) outbox.Store();
         if (!outbox.empty() && outbox.sent() > outbox.front().begin()) {
           while (model.front().cancelled) model.pop_front();
           const size_t now = outbox.sent() - outbox.front().begin();
@@ -511,7 +520,7 @@ TEST(OutboxTest, BehavesAsAQueueThroughWrapsAndRestarts) {
       }
     }
   }
-  EXPECT_GT(memory.control().settled, uint64_t{1} << 32);
+  EXPECT_GT(memory.progress().settled, uint64_t{1} << 32);
   EXPECT_GT(cancels, 1000);
   EXPECT_GT(wraps, 0);
 }
