@@ -59,6 +59,13 @@ uint64_t RandomSeed() {
   return seed;
 }
 
+// The same in a successor: it knows page tokens and repeated forks again.
+uint64_t SeedOf(AgentMemory* memory) {
+  if (memory == nullptr) return RandomSeed();
+  if (memory->seed == 0) memory->seed = RandomSeed();
+  return memory->seed;
+}
+
 std::string HostName() {
   char name[256] = {};
   return gethostname(name, sizeof(name) - 1) == 0 ? name : "";
@@ -97,6 +104,12 @@ struct PagePlace {
   }
 };
 
+std::chrono::microseconds AgeOf(int64_t time_us) {
+  const auto now = std::chrono::duration_cast<std::chrono::microseconds>(
+      std::chrono::system_clock::now().time_since_epoch());
+  return std::max(now - std::chrono::microseconds(time_us), std::chrono::microseconds(0));
+}
+
 template <typename T>
 std::map<std::string, T> ToMap(const google::protobuf::Map<std::string, T>& map) {
   return {map.begin(), map.end()};
@@ -113,7 +126,8 @@ class Agent::Impl : public std::enable_shared_from_this<Agent::Impl> {
         lineage_(options_.lineage),
         log_({.agent = options_.id,
               .logs_bytes_max = options_.limits.logs_bytes_max,
-              .observers_max = options_.limits.observers_max}),
+              .observers_max = options_.limits.observers_max,
+              .memory = options_.memory}),
         queues_(options_.limits.queues_bytes_max),
         forget_timer_(loop),
         forget_task_(loop, [this] { ForgetEnded(); }),
@@ -139,6 +153,8 @@ class Agent::Impl : public std::enable_shared_from_this<Agent::Impl> {
                               Child::Listener* listener);
   absl::StatusOr<Child*> Adopt(int socket, pid_t pid, ipc::Dialect dialect,
                                Agent::Description description, Child::Listener* listener);
+
+  std::vector<absl::Status> Recover(std::vector<FoundChild> children);
 
   absl::StatusOr<v1::ForkChildResponse> ForkChild(const v1::ForkChildRequest& request,
                                                   const Caller& caller);
@@ -185,16 +201,27 @@ class Agent::Impl : public std::enable_shared_from_this<Agent::Impl> {
     }
   };
 
+  // `of_file`: its memory is to outlive the agent.
   absl::StatusOr<RecordedChild*> Make(Agent::Description description, std::string program,
                                       std::vector<std::string> args, const ChildLimits& limits,
+                                      ipc::StreamMemory::Limits streams, bool of_file,
                                       Child::Listener* listener);
+  RecordedChild* Add(int64_t number, RecordedChild::Description description,
+                     std::shared_ptr<ChildMemory> memory, std::shared_ptr<Log> log,
+                     Child::Listener* listener);
+  absl::Status RecoverChild(FoundChild found);
   void Discard(RecordedChild& child);
   // Starts the child, or discards it.
   absl::StatusOr<RecordedChild*> Start(RecordedChild& child, ipc::ForkOptions options,
-                                       std::chrono::milliseconds timeout, const v1::Sender& sender);
+                                       std::chrono::milliseconds timeout, const v1::Sender& sender,
+                                       const RecordedChild::ForkId& fork_id);
 
   absl::StatusOr<Selection> Select(const v1::ChildFilter& filter) const;
 
+  v1::ForkChildResponse ForkResponse(const RecordedChild& child, int64_t sequence) const;
+  const v1::ForkChildResponse& Remember(const std::string& key, uint64_t fingerprint,
+                                        int64_t sequence, const RecordedChild& child,
+                                        Clock::time_point when);
   void ForgetOldForks();
   void OnEnding();
   void OnClosed(RecordedChild& child);
@@ -219,7 +246,7 @@ class Agent::Impl : public std::enable_shared_from_this<Agent::Impl> {
   const std::chrono::system_clock::time_point start_time_ = std::chrono::system_clock::now();
   Lineage lineage_;
   const std::vector<std::string> environment_ = ipc::OwnEnvironment();
-  const uint64_t seed_ = RandomSeed();
+  const uint64_t seed_ = SeedOf(options_.memory);
   EventLog log_;
   QueueBudget queues_;
 
@@ -249,6 +276,7 @@ class Agent::Impl : public std::enable_shared_from_this<Agent::Impl> {
 absl::StatusOr<RecordedChild*> Agent::Impl::Make(Agent::Description description,
                                                  std::string program, std::vector<std::string> args,
                                                  const ChildLimits& limits,
+                                                 ipc::StreamMemory::Limits streams, bool of_file,
                                                  Child::Listener* listener) {
   if (stopping_) return StoppingError();
   if (absl::Status status = ValidateDisplayName(description.display_name); !status.ok()) {
@@ -263,30 +291,117 @@ absl::StatusOr<RecordedChild*> Agent::Impl::Make(Agent::Description description,
                     options_.limits.children_max),
         {{"limit", fmt::format("{}", options_.limits.children_max)}});
   }
+  const int64_t number = last_number_ + 1;
+  if (of_file) streams.note_bytes_max = ipc::StreamMemory::kNoteBytesMax;
+  const ChildMemory::Limits memory_limits = {
+      .streams = streams,
+      .log_bytes_max = limits.log_bytes_max,
+      .finished_max = of_file ? options_.limits.send_request_ids_max : 0};
+  absl::StatusOr<std::shared_ptr<ChildMemory>> memory =
+      of_file ? ChildMemory::Create(memory_limits, static_cast<uint64_t>(number))
+              : ChildMemory::Allocate(memory_limits);
+  if (!memory.ok()) return memory.status();
   std::string id = RandomId();
   while (by_id_.contains(id)) id = RandomId();
   absl::StatusOr<std::shared_ptr<Log>> log =
-      log_.AddChild(id, description.labels, limits.log_bytes_max, options_.limits.log_events_max);
+      log_.AddChild(id, description.labels, ChildMemory::LogOf(*memory), limits.log_bytes_max,
+                    options_.limits.log_events_max);
   if (!log.ok()) return log.status();
+  return Add(number,
+             {.id = std::move(id),
+              .display_name = std::move(description.display_name),
+              .labels = std::move(description.labels),
+              .limits = limits,
+              .program = std::move(program),
+              .args = std::move(args)},
+             *std::move(memory), *std::move(log), listener);
+}
 
-  const int64_t number = ++last_number_;
-  by_id_[id] = number;
+RecordedChild* Agent::Impl::Add(int64_t number, RecordedChild::Description description,
+                                std::shared_ptr<ChildMemory> memory, std::shared_ptr<Log> log,
+                                Child::Listener* listener) {
+  last_number_ = std::max(last_number_, number);
+  by_id_[description.id] = number;
   if (!description.display_name.empty()) by_display_name_.emplace(description.display_name, number);
   auto child = std::make_unique<RecordedChild>(
       RecordedChild::Environment{.loop = loop_,
                                  .log = log_,
                                  .queues = queues_,
                                  .limits = options_.limits,
+                                 .keeper = memory->file() >= 0 ? options_.keeper : nullptr,
                                  .on_ending = [this] { OnEnding(); },
                                  .on_closed = [this](RecordedChild& closed) { OnClosed(closed); }},
-      RecordedChild::Description{.id = std::move(id),
-                                 .display_name = std::move(description.display_name),
-                                 .labels = std::move(description.labels),
-                                 .limits = limits,
-                                 .program = std::move(program),
-                                 .args = std::move(args)},
-      *std::move(log), listener);
+      std::move(description), std::move(memory), std::move(log), listener);
   return (children_[number] = std::move(child)).get();
+}
+
+std::vector<absl::Status> Agent::Impl::Recover(std::vector<FoundChild> children) {
+  std::vector<absl::Status> failures;
+  std::sort(children.begin(), children.end(),
+            [](const FoundChild& a, const FoundChild& b) { return a.number < b.number; });
+  for (FoundChild& found : children) {
+    const uint64_t number = found.number;
+    if (absl::Status status = RecoverChild(std::move(found)); !status.ok()) {
+      failures.push_back(std::move(status));
+      options_.keeper->Forget(number);
+    }
+  }
+  // As they ended, and as they were forked.
+  std::vector<std::pair<int64_t, int64_t>> ended;  // when, number
+  for (const auto& [number, child] : children_) {
+    if (child->closed()) ended.emplace_back(child->log()->newest_time_us(), number);
+  }
+  std::sort(ended.begin(), ended.end());
+  for (const auto& [time_us, number] : ended) {
+    ended_.emplace_back(Clock::now() - AgeOf(time_us), number);
+  }
+  std::sort(forks_by_age_.begin(), forks_by_age_.end());
+  forget_task_.Schedule();
+  return failures;
+}
+
+absl::Status Agent::Impl::RecoverChild(FoundChild found) {
+  absl::StatusOr<std::shared_ptr<ChildMemory>> memory =
+      ChildMemory::Recover(std::move(found.memory), *options_.memory);
+  if (!memory.ok()) return memory.status();
+  const auto impossible = [&](std::string_view what) {
+    return ipc::MakeError(
+        ipc::Reason::kInvalidArgument,
+        fmt::format("The memory of child {} cannot be taken over: {}.", found.number, what));
+  };
+  stored::v1::StoredChild stored;
+  if ((*memory)->number() != found.number) return impossible("it is another child's");
+  if (!stored.ParseFromString(std::string((*memory)->description()))) {
+    return impossible("its description is no StoredChild");
+  }
+  const absl::StatusOr<std::string> id =
+      ParseChildName(stored.child().name(), this->id(), Wildcard::kRefused);
+  if (!id.ok() || by_id_.contains(*id)) return impossible("its name is no child's, or another's");
+  const ChildMemory::Limits& limits = (*memory)->control().limits;
+  const Labels labels = ToMap(stored.child().labels());
+  absl::StatusOr<std::shared_ptr<Log>> log = log_.AddChild(
+      *id, labels, ChildMemory::LogOf(*memory), limits.log_bytes_max, stored.log_events_max());
+  if (!log.ok()) return log.status();
+  RecordedChild* const child =
+      Add(static_cast<int64_t>(found.number),
+          {.id = *id,
+           .display_name = stored.child().display_name(),
+           .labels = labels,
+           .limits = {.message_bytes_max = limits.streams.message_bytes_max,
+                      .queue_bytes_max = limits.streams.queue_bytes_max,
+                      .log_bytes_max = limits.log_bytes_max},
+           .program = stored.child().program(),
+           .args = {stored.child().args().begin(), stored.child().args().end()}},
+          *std::move(memory), *std::move(log), /*listener=*/nullptr);
+  if (absl::Status status = child->Recover(std::move(found), stored); !status.ok()) {
+    Discard(*child);
+    return status;
+  }
+  if (!stored.fork_key().empty()) {
+    Remember(stored.fork_key(), stored.fork_fingerprint(), stored.fork_sequence(), *child,
+             Clock::now() - AgeOf(stored.child().start_time().seconds() * 1'000'000));
+  }
+  return absl::OkStatus();
 }
 
 void Agent::Impl::Discard(RecordedChild& child) {
@@ -295,6 +410,7 @@ void Agent::Impl::Discard(RecordedChild& child) {
   while (begin != end && begin->second != number->second) ++begin;
   if (begin != end) by_display_name_.erase(begin);
   const std::shared_ptr<Log> log = child.log();
+  if (child.memory().file() >= 0) options_.keeper->Forget(child.memory().number());
   children_.erase(number->second);
   by_id_.erase(number);
   log_.Forget(log);
@@ -302,9 +418,11 @@ void Agent::Impl::Discard(RecordedChild& child) {
 
 absl::StatusOr<RecordedChild*> Agent::Impl::Start(RecordedChild& child, ipc::ForkOptions options,
                                                   std::chrono::milliseconds timeout,
-                                                  const v1::Sender& sender) {
+                                                  const v1::Sender& sender,
+                                                  const RecordedChild::ForkId& fork_id) {
   if (!options.descriptors_soft_max) options.descriptors_soft_max = options_.descriptors_soft_max;
-  if (absl::Status status = child.Fork(std::move(options), timeout, sender); !status.ok()) {
+  if (absl::Status status = child.Fork(std::move(options), timeout, sender, fork_id);
+      !status.ok()) {
     Discard(child);
     return status;
   }
@@ -322,11 +440,12 @@ absl::StatusOr<Child*> Agent::Impl::Fork(ipc::ForkOptions options, Agent::Descri
     return status;
   }
   const absl::StatusOr<RecordedChild*> child =
-      Make(std::move(description), options.program, options.args, limits, listener);
+      Make(std::move(description), options.program, options.args, limits,
+           ipc::ChildProcess::MemoryLimits(options), /*of_file=*/false, listener);
   if (!child.ok()) return child.status();
   // The time-out is the agent's to keep: the signal that it sends is an event.
   const auto timeout = std::exchange(options.timeout, std::chrono::milliseconds(0));
-  return Start(**child, std::move(options), timeout, OwnSender());
+  return Start(**child, std::move(options), timeout, OwnSender(), RecordedChild::ForkId());
 }
 
 absl::StatusOr<Child*> Agent::Impl::Adopt(int socket, pid_t pid, ipc::Dialect dialect,
@@ -340,14 +459,15 @@ absl::StatusOr<Child*> Agent::Impl::Adopt(int socket, pid_t pid, ipc::Dialect di
                                                    ? description.log_bytes_max
                                                    : agent.log_bytes_max};
   if (absl::Status status = ValidateChildLimits(limits, agent); !status.ok()) return status;
-  const absl::StatusOr<RecordedChild*> child =
-      Make(std::move(description), /*program=*/{}, /*args=*/{}, limits, listener);
-  if (!child.ok()) return child.status();
   ipc::Channel::Options channel;
   channel.dialect = dialect;
   channel.message_bytes_max = limits.message_bytes_max;
   channel.queue_bytes_max = limits.queue_bytes_max;
   channel.queue_messages_max = agent.queue_messages_max;
+  const absl::StatusOr<RecordedChild*> child =
+      Make(std::move(description), /*program=*/{}, /*args=*/{}, limits, channel.memory_limits(),
+           /*of_file=*/false, listener);
+  if (!child.ok()) return child.status();
   if (absl::Status status = (*child)->Adopt(owned.Release(), pid, std::move(channel), OwnSender());
       !status.ok()) {
     Discard(**child);
@@ -390,22 +510,39 @@ absl::StatusOr<v1::ForkChildResponse> Agent::Impl::ForkChild(const v1::ForkChild
 
   const absl::StatusOr<RecordedChild*> child =
       Make({.display_name = spec.display_name(), .labels = ToMap(spec.labels())}, spec.program(),
-           {spec.args().begin(), spec.args().end()}, *limits, /*listener=*/nullptr);
+           {spec.args().begin(), spec.args().end()}, *limits,
+           ipc::ChildProcess::MemoryLimits(*options), /*of_file=*/options_.keeper != nullptr,
+           /*listener=*/nullptr);
   if (!child.ok()) return child.status();
-  v1::ForkChildResponse response;
-  response.mutable_cursor()->set_agent(id());
-  response.mutable_cursor()->set_epoch(log_.epoch());
-  response.mutable_cursor()->set_sequence(log_.next_sequence() - 1);
-  if (const auto started = Start(**child, *std::move(options), *timeout, SenderOf(caller));
+  const bool remembered = !request.request_id().empty() && options_.limits.fork_request_ids_max > 0;
+  const int64_t sequence = log_.next_sequence() - 1;
+  if (const auto started =
+          Start(**child, *std::move(options), *timeout, SenderOf(caller),
+                {.key = remembered ? key : "", .fingerprint = fingerprint, .sequence = sequence});
       !started.ok()) {
     return started.status();
   }
-  *response.mutable_child() = (*child)->ToProto();
-  if (!request.request_id().empty() && options_.limits.fork_request_ids_max > 0) {
-    forks_[key] = {.fingerprint = fingerprint, .response = response};
-    forks_by_age_.emplace_back(Clock::now(), key);
-  }
+  if (remembered) return Remember(key, fingerprint, sequence, **child, Clock::now());
+  return ForkResponse(**child, sequence);
+}
+
+v1::ForkChildResponse Agent::Impl::ForkResponse(const RecordedChild& child,
+                                                int64_t sequence) const {
+  v1::ForkChildResponse response;
+  response.mutable_cursor()->set_agent(id());
+  response.mutable_cursor()->set_epoch(log_.epoch());
+  response.mutable_cursor()->set_sequence(sequence);
+  *response.mutable_child() = child.ToProto();
   return response;
+}
+
+const v1::ForkChildResponse& Agent::Impl::Remember(const std::string& key, uint64_t fingerprint,
+                                                   int64_t sequence, const RecordedChild& child,
+                                                   Clock::time_point when) {
+  forks_by_age_.emplace_back(when, key);
+  RememberedFork& fork = forks_[key];
+  fork = {.fingerprint = fingerprint, .response = ForkResponse(child, sequence)};
+  return fork.response;
 }
 
 void Agent::Impl::ForgetOldForks() {
@@ -731,6 +868,10 @@ void Agent::SetLineage(Lineage lineage) { impl_->PostLineage(lineage); }
 absl::StatusOr<Child*> Agent::Fork(ipc::ForkOptions options, Description description,
                                    Child::Listener* listener) {
   return impl_->Fork(std::move(options), std::move(description), listener);
+}
+
+std::vector<absl::Status> Agent::Recover(std::vector<FoundChild> children) {
+  return impl_->Recover(std::move(children));
 }
 
 absl::StatusOr<Child*> Agent::Adopt(int socket, pid_t pid, ipc::Dialect dialect,

@@ -27,6 +27,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/statusor.h"
@@ -34,11 +35,15 @@
 #include "agent/observation.h"
 #include "deka/bridge/v1/bridge_service.pb.h"
 #include "ipc/child_process.h"
+#include "ipc/descriptor.h"
 #include "ipc/event_loop.h"
+#include "ipc/keeper.h"
 
 namespace deka::agent {
 
 namespace v1 = ::deka::bridge::v1;
+
+struct AgentMemory;
 
 struct Limits {
   size_t message_bytes_max = 1 << 20;  // ceiling 64 MiB
@@ -88,6 +93,10 @@ class Agent {
   struct Options {
     std::string id = {};  // [a-z0-9][a-z0-9-]{0,62}; empty: the host's name, made to fit
     Limits limits = {};
+    // Who outlives the agent, and the memory of all its children, zero at first: both or none, and
+    // both outlive it. Then what is forked for others survives the agent, see Recover.
+    ipc::Keeper* keeper = nullptr;
+    AgentMemory* memory = nullptr;
     std::optional<unsigned long> descriptors_soft_max =
         {};                // RLIMIT_NOFILE that children get; unset: the agent's own
     Lineage lineage = {};  // until SetLineage
@@ -123,6 +132,20 @@ class Agent {
   // Takes over a channel that the parent already has. Owns `socket` from here on, also if it fails.
   absl::StatusOr<Child*> Adopt(int socket, pid_t pid, ipc::Dialect dialect, Description description,
                                Child::Listener* listener);
+
+  // Under a keeper: goes on with the children of the agent before, before anything is forked. What
+  // was recorded stays, numbers go on, what was not told is told again, what was accepted is
+  // written. A child whose memory cannot be is given up, and why is returned: its channel ends, its
+  // process goes on.
+  struct FoundChild {
+    uint64_t number = 0;
+    ipc::Descriptor memory = {};
+    ipc::Descriptor channel = {};  // as the next two: not valid if there is none any more
+    ipc::Descriptor output[2] = {};
+    pid_t pid = 0;
+    ipc::Descriptor pidfd = {};
+  };
+  std::vector<absl::Status> Recover(std::vector<FoundChild> children);
 
   // --- For others: the API's methods, see bridge_service.proto for what they do and how they fail.
   // Any thread. ---

@@ -38,22 +38,65 @@ void Log::Remember(const std::shared_ptr<const EventBlock>& block) {
   next_block_ = (next_block_ + 1) % blocks_.size();
 }
 
-EventLog::EventLog(Options options) : options_(std::move(options)), epoch_(NowUs()) {}
+EventLog::EventLog(Options options)
+    : options_(std::move(options)),
+      memory_(options_.memory != nullptr ? *options_.memory : own_memory_),
+      head_(memory_.next_sequence - 1),
+      forgotten_through_(memory_.forgotten_through),
+      forgotten_time_us_(memory_.forgotten_time_us) {
+  if (memory_.epoch == 0) memory_.epoch = NowUs();
+  // A commit that was not decided has not happened.
+  if (memory_.redo.last != head_) memory_.redo.last = 0;
+}
 
 EventLog::~EventLog() = default;
+
+absl::StatusOr<std::shared_ptr<Log>> EventLog::AddChild(std::string child, Labels labels,
+                                                        LogMemory memory, size_t bytes_max,
+                                                        size_t events_max) {
+  std::shared_ptr<Log> log(new Log(std::move(child), std::move(labels), std::move(memory),
+                                   bytes_max / 8 * 8, events_max));
+  if (absl::Status status = Recover(*log); !status.ok()) return status;
+  by_charge_.insert({log->charged_bytes_, log.get()});
+  ipc::MutexLock lock(mutex_);
+  // In the order of their news.
+  auto place = logs_.begin();
+  while (place != logs_.end() && (*place)->news_ > log->news_) ++place;
+  log->place_in_list_ = logs_.insert(log->news_ == 0 ? logs_.end() : place, log);
+  for (LogObservation* observer : observers_) observer->OnNewLog(log);
+  return log;
+}
 
 absl::StatusOr<std::shared_ptr<Log>> EventLog::AddChild(std::string child, Labels labels,
                                                         size_t bytes_max, size_t events_max) {
   absl::StatusOr<LogMemory> memory = LogMemory::Create(bytes_max);
   if (!memory.ok()) return memory.status();
-  std::shared_ptr<Log> log(new Log(std::move(child), std::move(labels), *std::move(memory),
-                                   bytes_max / 8 * 8, events_max));
-  by_charge_.insert({0, log.get()});
-  ipc::MutexLock lock(mutex_);
-  logs_.push_back(log);
-  log->place_in_list_ = std::prev(logs_.end());
-  for (LogObservation* observer : observers_) observer->OnNewLog(log);
-  return log;
+  return AddChild(std::move(child), std::move(labels), *std::move(memory), bytes_max, events_max);
+}
+
+absl::Status EventLog::Recover(Log& log) {
+  const LogMemory& memory = *log.memory_;
+  const RecordRing::Control& control = log.ring_.control();
+  if (!log.ring_.Recover() || control.newest_sequence > head_) {
+    return ipc::MakeError(
+        ipc::Reason::kInvalidArgument,
+        fmt::format("The log of {} holds what no agent can have left.", log.child_),
+        {{"field", "log"}});
+  }
+  log.news_ = control.newest_sequence;
+  log.charged_from_ = control.tail;
+  if (log.ring_.empty()) return absl::OkStatus();
+  log.charged_bytes_ =
+      std::min<uint64_t>(PageCeil(control.head) - PageFloor(control.tail), memory.size());
+  charged_bytes_ += log.charged_bytes_;
+  log.closed_ = log.ring_.At(control.newest).kind == v1::EVENT_KIND_CLOSED;
+  memory_.time_us = std::max(memory_.time_us, log.ring_.At(control.newest).time_us);
+  return absl::OkStatus();
+}
+
+void EventLog::Apply(Log& log, const ChildCommit& values) {
+  log.memory_->progress() = values.progress;
+  log.ring_.Publish(values.head);
 }
 
 int64_t EventLog::Stage(Log& log, const Draft& draft) {
@@ -62,7 +105,7 @@ int64_t EventLog::Stage(Log& log, const Draft& draft) {
     Open(log);
   }
   const RecordRing::Control& control = log.ring_.control();
-  EventFields fields{.sequence = next_sequence_ + batch_.events,
+  EventFields fields{.sequence = next_sequence(),
                      .child_sequence = control.newest_child_sequence + batch_.events + 1,
                      .time_us = batch_.time_us,
                      .child = log.child_,
@@ -103,6 +146,7 @@ int64_t EventLog::Stage(Log& log, const Draft& draft) {
   batch_.events += 1;
   batch_.filter_bits |= FilterBit(record);
   batch_.closes |= kind == v1::EVENT_KIND_CLOSED;
+  if (draft.progress != nullptr) batch_.progress = *draft.progress;
   return fields.sequence;
 }
 
@@ -114,8 +158,12 @@ bool EventLog::IsHalfALog(const Batch& batch) {
 
 void EventLog::Open(Log& log) {
   const RecordRing::Control& control = log.ring_.control();
-  time_us_ = std::max(time_us_, NowUs());
-  batch_ = {.log = &log, .end = control.head, .newest = control.newest, .time_us = time_us_};
+  memory_.time_us = std::max(memory_.time_us, NowUs());
+  batch_ = {.log = &log,
+            .end = control.head,
+            .newest = control.newest,
+            .time_us = memory_.time_us,
+            .progress = log.memory_->progress()};
 }
 
 void EventLog::MakeRoom(Log& log, uint64_t record_bytes) {
@@ -153,19 +201,25 @@ void EventLog::Commit() {
   const Batch batch = batch_;
   batch_ = {};
   Log& log = *batch.log;
-  const int64_t head_before = next_sequence_ - 1;
-  next_sequence_ += batch.events;
+  const int64_t head_before = memory_.next_sequence - 1;
+  const int64_t head_now = head_before + batch.events;
+  AgentMemory::Redo& redo = memory_.redo;
+  redo.child = log.memory_->number();
+  redo.values = {.progress = batch.progress, .head = log.ring_.HeadFor(batch.end, batch.newest)};
+  __atomic_store_n(&redo.last, head_now, __ATOMIC_RELEASE);
+  __atomic_store_n(&memory_.next_sequence, head_now + 1, __ATOMIC_RELEASE);
   absl::InlinedVector<std::shared_ptr<Wakeup>, 8> wakeups;
   {
     ipc::MutexLock lock(mutex_);
     RecordRing::Control control;
     {
       ipc::MutexLock log_lock(log.mutex_);
-      log.ring_.Publish(batch.end, batch.newest);
+      Apply(log, redo.values);
       log.closed_ |= batch.closes;
       control = log.ring_.control();
     }
-    head_ = next_sequence_ - 1;
+    __atomic_store_n(&redo.last, 0, __ATOMIC_RELEASE);
+    head_ = head_now;
     log.news_ = head_;
     logs_.splice(logs_.begin(), logs_, log.place_in_list_);
     const auto tell = [&](LogObservation* observer) {
@@ -317,10 +371,14 @@ void EventLog::Forget(std::shared_ptr<Log> log) {
     {
       ipc::MutexLock log_lock(log->mutex_);
       while (!log->ring_.empty()) log->ring_.Evict();
+      log->forgotten_control_ = log->ring_.control();
+      log->ring_ = RecordRing(log->forgotten_control_, nullptr, log->ring_.size());
       log->memory_.reset();
       log->lossless_.clear();
       forgotten_through_ = std::max(forgotten_through_, log->news_);
       forgotten_time_us_ = std::max(forgotten_time_us_, log->ring_.control().evicted_time_us);
+      memory_.forgotten_through = forgotten_through_;
+      memory_.forgotten_time_us = forgotten_time_us_;
     }
     const auto tell = [&](LogObservation* observer) {
       if (observer->OnForget(log)) wakeups.push_back(observer->wakeup());

@@ -4,6 +4,9 @@
 //   Commit -> numbers, visible, observers woken: in one step, for all that was staged
 //   Observe -> an Observation, which reads the logs from its own places (any thread)
 //
+// A log whose memory another process has left goes on behind its newest event; see agent_memory.h
+// for what a process that is killed leaves.
+//
 // Sequences are dense over all logs, child sequences dense in each, both from 1, and time never
 // decreases. No observer sees n + 1 before n. Logs with news are found without touching quiet ones:
 // they stand in a list, the one with the newest event first.
@@ -39,6 +42,7 @@
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "agent/agent_memory.h"
 #include "agent/event_block.h"
 #include "agent/event_encoding.h"
 #include "agent/log_memory.h"
@@ -78,6 +82,11 @@ class Log {
   int64_t newest_child_sequence() const ABSL_NO_THREAD_SAFETY_ANALYSIS {
     return ring_.control().newest_child_sequence;
   }
+  // Since 1970; 0 if there is none any more.
+  int64_t newest_time_us() const ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    return ring_.empty() ? ring_.control().evicted_time_us
+                         : ring_.At(ring_.control().newest).time_us;
+  }
 
  private:
   friend class EventLog;
@@ -89,7 +98,7 @@ class Log {
         bytes_max_(bytes_max),
         events_max_(events_max),
         memory_(std::move(memory)),
-        ring_(memory_->data(), memory_->size()) {}
+        ring_(memory_->control(), memory_->data(), memory_->size()) {}
 
   const std::string child_;
   const Labels labels_;
@@ -97,8 +106,10 @@ class Log {
   const uint64_t events_max_;
 
   ipc::Mutex mutex_;
-  // Empty once the child is forgotten; then the ring is, too. Only the writer changes it.
+  // Its bytes are gone once the child is forgotten; then the ring is empty. Only the writer changes
+  // it.
   std::optional<LogMemory> memory_;
+  RecordRing::Control forgotten_control_;  // the ring's, then
   // Visible records only change under the mutex; only the writer changes them.
   RecordRing ring_ ABSL_GUARDED_BY(mutex_);
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;  // `closed` is visible
@@ -155,6 +166,8 @@ class EventLog {
     std::string agent;
     size_t logs_bytes_max = 256 << 20;
     size_t observers_max = 1024;
+    // Goes on with what it holds; outlives the log. Null: the log has its own.
+    AgentMemory* memory = nullptr;
   };
 
   explicit EventLog(Options options);
@@ -165,11 +178,15 @@ class EventLog {
   EventLog& operator=(const EventLog&) = delete;
 
   const std::string& agent() const { return options_.agent; }
-  int64_t epoch() const { return epoch_; }
+  int64_t epoch() const { return memory_.epoch; }
 
   // --- Writing. ---
 
-  // A log of its own for a new child. kChildrenLimit if the system has no memory for it.
+  // A log for a child, which goes on with what its memory holds. INVALID_ARGUMENT if that cannot be
+  // what a log has left.
+  absl::StatusOr<std::shared_ptr<Log>> AddChild(std::string child, Labels labels, LogMemory memory,
+                                                size_t bytes_max, size_t events_max);
+  // The same with memory of its own. kChildrenLimit if the system has none for it.
   absl::StatusOr<std::shared_ptr<Log>> AddChild(std::string child, Labels labels, size_t bytes_max,
                                                 size_t events_max);
 
@@ -178,6 +195,8 @@ class EventLog {
     std::string_view kind = {};  // that message, encoded
     PayloadField payload_field = PayloadField::kNone;
     std::string_view payload = {};  // UTF-8 unless the field is kRaw
+    // How far the child's streams are told when this is; null: as far as before.
+    const ipc::Progress* progress = nullptr;
   };
 
   // Numbers an event and writes it behind the log's head. Returns its sequence. What is staged for
@@ -189,7 +208,7 @@ class EventLog {
   void Commit();
 
   // The sequence that the next event staged will have.
-  int64_t next_sequence() const { return next_sequence_ + batch_.events; }
+  int64_t next_sequence() const { return memory_.next_sequence + batch_.events; }
 
   // Room for more events: their records, and once more the largest, which may not fit at the end of
   // the ring.
@@ -253,8 +272,11 @@ class EventLog {
     int64_t time_us = 0;
     uint32_t filter_bits = 0;
     bool closes = false;
+    ipc::Progress progress;
   };
 
+  absl::Status Recover(Log& log) ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  static void Apply(Log& log, const ChildCommit& values) ABSL_NO_THREAD_SAFETY_ANALYSIS;
   static bool IsHalfALog(const Batch& batch) ABSL_NO_THREAD_SAFETY_ANALYSIS;
   void Open(Log& log) ABSL_NO_THREAD_SAFETY_ANALYSIS;
   void MakeRoom(Log& log, uint64_t record_bytes) ABSL_NO_THREAD_SAFETY_ANALYSIS;
@@ -266,12 +288,11 @@ class EventLog {
   bool YieldSome(Log& log, uint64_t bytes) ABSL_NO_THREAD_SAFETY_ANALYSIS;
 
   const Options options_;
-  const int64_t epoch_;
 
   // The writer's.
+  AgentMemory own_memory_;
+  AgentMemory& memory_;  // that, or the one that was given
   Batch batch_;
-  int64_t next_sequence_ = 1;
-  int64_t time_us_ = 0;
   size_t charged_bytes_ = 0;
   std::set<std::pair<uint64_t, Log*>> by_charge_;
   bool holds_ended_ = false;

@@ -11,6 +11,19 @@
 
 namespace deka::agent {
 
+namespace {
+
+// What a log of its own has.
+struct Own {
+  ~Own() { munmap(bytes.data(), bytes.size()); }
+
+  RecordRing::Control control;
+  ipc::Progress progress;
+  std::span<char> bytes;
+};
+
+}  // namespace
+
 absl::StatusOr<LogMemory> LogMemory::Create(size_t bytes_min) {
   const size_t size = (bytes_min + kPageBytes - 1) / kPageBytes * kPageBytes;
   void* const data = mmap(nullptr, size, PROT_READ | PROT_WRITE,
@@ -25,24 +38,18 @@ absl::StatusOr<LogMemory> LogMemory::Create(size_t bytes_min) {
   }
   // A huge page for a log of one event would cost 512 times what it holds.
   madvise(data, size, MADV_NOHUGEPAGE);
-  return LogMemory(static_cast<char*>(data), size);
-}
-
-LogMemory::LogMemory(LogMemory&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
-
-LogMemory& LogMemory::operator=(LogMemory&& other) noexcept {
-  std::swap(data_, other.data_);
-  std::swap(size_, other.size_);
-  return *this;
-}
-
-LogMemory::~LogMemory() {
-  if (data_ != nullptr) munmap(data_, size_);
+  auto own = std::make_shared<Own>();
+  own->bytes = {static_cast<char*>(data), size};
+  return LogMemory({.owner = own,
+                    .number = 0,
+                    .control = &own->control,
+                    .progress = &own->progress,
+                    .bytes = own->bytes});
 }
 
 void LogMemory::GiveBack(size_t begin, size_t end) {
-  if (begin < end) madvise(data_ + begin, end - begin, MADV_DONTNEED);
+  if (begin >= end) return;
+  madvise(data() + begin, end - begin, part_.of_file ? MADV_REMOVE : MADV_DONTNEED);
 }
 
 }  // namespace deka::agent

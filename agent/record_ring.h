@@ -7,7 +7,8 @@
 // A position is an offset in the endless sequence of all bytes ever written; it lies at
 // position % size of the memory. Positions only grow: a reader whose position is before the tail
 // has missed something. A record is 8-aligned and never wraps; what is left at the memory's end is
-// a pad. All state is plain data without pointers.
+// a pad. All state is plain data without pointers, in memory that outlives the process where the
+// ring's bytes do: Recover() mends what a kill has left half done.
 //
 // Thread: none of its own, see Log. What lies in [tail, head) does not change; what is staged
 // behind head is the writer's.
@@ -48,27 +49,37 @@ static_assert(sizeof(Record) == 40);
 
 class RecordRing {
  public:
-  struct Control {
+  // What is visible.
+  struct Head {
     uint64_t head = 0;
     uint64_t newest = 0;  // where the newest record begins
     int64_t newest_sequence = 0;
     int64_t newest_child_sequence = 0;
+  };
+
+  struct Control : Head {
     uint64_t tail = 0;
     // Of the newest record that is not here any more; 0: all are here.
-    int64_t evicted_sequence = 0;
     int64_t evicted_child_sequence = 0;
+    int64_t evicted_sequence = 0;
     int64_t evicted_time_us = 0;
     int64_t first_sequence = 0;  // of the first record that ever was; 0: none yet
   };
 
-  // `size` is a multiple of 8, `memory` 8-aligned and zero.
-  RecordRing(char* memory, uint64_t size) : memory_(memory), size_(size) {}
+  // `size` is a multiple of 8, `memory` 8-aligned; both it and `control` are the caller's, and zero
+  // for a new ring.
+  RecordRing(Control& control, char* memory, uint64_t size)
+      : control_(&control), memory_(memory), size_(size) {}
 
-  const Control& control() const { return control_; }
+  // Goes on with what another process has left. False if it cannot be what a ring leaves.
+  [[nodiscard]] bool Recover();
+
+  const Control& control() const { return *control_; }
   uint64_t size() const { return size_; }
-  bool empty() const { return control_.tail == control_.head; }
+  bool empty() const { return control_->tail == control_->head; }
   uint64_t events() const {
-    return static_cast<uint64_t>(control_.newest_child_sequence - control_.evicted_child_sequence);
+    return static_cast<uint64_t>(control_->newest_child_sequence -
+                                 control_->evicted_child_sequence);
   }
 
   // --- Reading. ---
@@ -87,17 +98,19 @@ class RecordRing {
   uint64_t BeginFor(uint64_t end, uint64_t bytes) const;
   // The room of that record, with a pad before it if there is one. What lies in it must be evicted.
   Record& Prepare(uint64_t end, uint64_t begin);
-  // Makes everything up to `end` visible, of which the record at `newest` is the last.
-  void Publish(uint64_t end, uint64_t newest);
+  // What is visible when everything up to `end` is, of which the record at `newest` is the last.
+  Head HeadFor(uint64_t end, uint64_t newest) const;
+  // Makes it visible.
+  void Publish(const Head& head);
   // Forgets the oldest record. The ring is not empty.
   void Evict();
   // An empty ring goes on at `position`, not before head.
   void Skip(uint64_t position);
 
  private:
+  Control* control_;
   char* memory_;
   uint64_t size_;
-  Control control_;
 };
 
 }  // namespace deka::agent

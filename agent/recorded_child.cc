@@ -1,5 +1,8 @@
 #include "agent/recorded_child.h"
 
+#include <sys/wait.h>
+
+#include <ctime>
 #include <utility>
 
 #include "agent/fingerprint.h"
@@ -27,6 +30,30 @@ std::string ReasonOrInternal(const absl::Status& status) {
 
 std::string TextOf(const absl::Status& status) {
   return ipc::ToUtf8({status.message().data(), status.message().size()}, kErrorTextBytesMax);
+}
+
+int64_t BootTimeMs() {
+  timespec now = {};
+  clock_gettime(CLOCK_BOOTTIME, &now);
+  return now.tv_sec * 1000 + now.tv_nsec / 1'000'000;
+}
+
+int64_t NowUs() {
+  return std::chrono::duration_cast<std::chrono::microseconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+std::chrono::microseconds AgeOf(int64_t time_us) {
+  return std::chrono::microseconds(std::max<int64_t>(NowUs() - time_us, 0));
+}
+
+ipc::Dialect FromProto(v1::Dialect dialect) {
+  return dialect == v1::DIALECT_NODE ? ipc::Dialect::kNode : ipc::Dialect::kDeka;
+}
+
+std::string KeyOf(const v1::Sender& sender, std::string_view request_id) {
+  return fmt::format("{}\n{}", sender.principal(), request_id);
 }
 
 v1::ExitStatus ExitStatusOf(const ipc::ExitStatus& status) {
@@ -136,9 +163,11 @@ class RecordedChild::Message {
 };
 
 RecordedChild::RecordedChild(const Environment& environment, Description description,
-                             std::shared_ptr<Log> log, Child::Listener* listener)
+                             std::shared_ptr<ChildMemory> memory, std::shared_ptr<Log> log,
+                             Child::Listener* listener)
     : environment_(environment),
       description_(std::move(description)),
+      memory_(std::move(memory)),
       log_(std::move(log)),
       listener_(listener),
       payload_bytes_max_(description_.limits.message_bytes_max),
@@ -158,30 +187,37 @@ RecordedChild::~RecordedChild() {
   RefuseWaiting(StoppingError());
 }
 
+ipc::ChildProcess::Custody RecordedChild::Custody() const {
+  return {.memory = ChildMemory::StreamsOf(*memory_),
+          .keeper = environment_.keeper,
+          .number = memory_->number()};
+}
+
 absl::Status RecordedChild::Fork(ipc::ForkOptions options, std::chrono::milliseconds timeout,
-                                 const v1::Sender& sender) {
+                                 const v1::Sender& sender, const ForkId& fork_id) {
   const int kill_signal = options.kill_signal;
   payload_bytes_max_ = std::max(payload_bytes_max_, options.output_line_bytes_max);
   options.channel.debug_name = description_.id;
   has_channel_ = options.ipc;
   start_time_ = std::chrono::system_clock::now();
+  if (environment_.keeper != nullptr) {
+    // Chosen before the child can start, so that a successor knows it.
+    const ipc::DialectChoice choice = ipc::ForkDialect(options);
+    options.dialect = choice.dialect;
+    dialect_ = agent::ToProto(choice.dialect);
+    dialect_reason_ = choice.reason;
+    if (absl::Status status = Store(options, timeout, sender, fork_id); !status.ok()) return status;
+  }
   absl::StatusOr<std::unique_ptr<ipc::ChildProcess>> process =
-      ipc::ChildProcess::Fork(environment_.loop, std::move(options), *this);
+      ipc::ChildProcess::Fork(environment_.loop, std::move(options), *this, Custody());
   if (!process.ok()) return process.status();
   process_ = *std::move(process);
   if (has_channel_) {
     dialect_ = agent::ToProto(process_->dialect());
-    dialect_reason_ = process_->dialect_reason();
+    if (environment_.keeper == nullptr) dialect_reason_ = process_->dialect_reason();
   }
   RecordStarted(sender);
-  if (timeout.count() > 0) {
-    timeout_ = std::make_unique<ipc::Timer>(environment_.loop);
-    timeout_->Start(
-        timeout,
-        // A child that has just ended needs no signal.
-        [this, kill_signal] { (void)Signal(kill_signal, OwnSender()); },
-        /*referenced=*/false);
-  }
+  if (timeout.count() > 0) StartTimeout(timeout, kill_signal);
   return absl::OkStatus();
 }
 
@@ -191,14 +227,169 @@ absl::Status RecordedChild::Adopt(int socket, pid_t pid, ipc::Channel::Options o
   const ipc::Dialect dialect = options.dialect;
   has_channel_ = true;
   start_time_ = std::chrono::system_clock::now();
-  absl::StatusOr<std::unique_ptr<ipc::ChildProcess>> process =
-      ipc::ChildProcess::Adopt(environment_.loop, socket, pid, std::move(options), *this);
+  absl::StatusOr<std::unique_ptr<ipc::ChildProcess>> process = ipc::ChildProcess::Adopt(
+      environment_.loop, socket, pid, std::move(options), *this, Custody());
   if (!process.ok()) return process.status();
   process_ = *std::move(process);
   dialect_ = agent::ToProto(dialect);
   dialect_reason_ = "given with the channel that was adopted";
   RecordStarted(sender);
   return absl::OkStatus();
+}
+
+void RecordedChild::StartTimeout(std::chrono::milliseconds timeout, int kill_signal) {
+  timeout_ = std::make_unique<ipc::Timer>(environment_.loop);
+  timeout_->Start(
+      timeout,
+      [this, kill_signal] {
+        // A child that has just ended needs no signal.
+        (void)Signal(kill_signal, OwnSender());
+        memory_->control().timed_out = 1;
+      },
+      /*referenced=*/false);
+}
+
+absl::Status RecordedChild::Store(const ipc::ForkOptions& options,
+                                  std::chrono::milliseconds timeout, const v1::Sender& sender,
+                                  const ForkId& fork_id) {
+  stored::v1::StoredChild stored;
+  *stored.mutable_child() = ToProto();
+  stored.set_has_channel(options.ipc);
+  stored.set_leads_group(options.own_process_group || options.detached);
+  stored.set_queue_messages_max(options.channel.queue_messages_max);
+  stored.set_log_events_max(environment_.limits.log_events_max);
+  *stored.mutable_sender() = sender;
+  stored.set_fork_key(fork_id.key);
+  stored.set_fork_fingerprint(fork_id.fingerprint);
+  stored.set_fork_sequence(fork_id.sequence);
+  stored.set_kill_signal(options.kill_signal);
+  if (timeout.count() > 0) stored.set_timeout_at_ms(BootTimeMs() + timeout.count());
+  const std::string bytes = stored.SerializeAsString();
+  if (bytes.size() > ChildMemory::kDescriptionBytesMax) {
+    return InvalidField("spec", fmt::format("describes the child with {} bytes (names, labels, "
+                                            "arguments); at most {} are allowed.",
+                                            bytes.size(), ChildMemory::kDescriptionBytesMax));
+  }
+  memory_->set_description(bytes);
+  return absl::OkStatus();
+}
+
+absl::Status RecordedChild::Recover(Agent::FoundChild found,
+                                    const stored::v1::StoredChild& stored) {
+  const ChildMemory::Control& control = memory_->control();
+  const uint64_t ends = memory_->progress().ends;
+  pid_ = found.pid;
+  has_channel_ = stored.has_channel();
+  dialect_ = stored.child().dialect();
+  dialect_reason_ = stored.child().dialect_reason();
+  const google::protobuf::Timestamp& start = stored.child().start_time();
+  start_time_ = std::chrono::system_clock::time_point(std::chrono::seconds(start.seconds()) +
+                                                      std::chrono::nanoseconds(start.nanos()));
+  const ipc::StreamMemory::Limits& streams = control.limits.streams;
+  payload_bytes_max_ = std::max(payload_bytes_max_, streams.output_line_bytes_max);
+  disconnected_ = has_channel_ && (ends & ipc::ChildProcess::kDisconnected) != 0;
+  if ((ends & ipc::ChildProcess::kExited) != 0) {
+    exit_status_ = ExitStatusOf({.code = control.exit_known && WIFEXITED(control.wait_status)
+                                             ? std::optional(WEXITSTATUS(control.wait_status))
+                                             : std::nullopt,
+                                 .signal = control.exit_known && WIFSIGNALED(control.wait_status)
+                                               ? std::optional(WTERMSIG(control.wait_status))
+                                               : std::nullopt,
+                                 .unknown_reason = "The agent before did not learn how it ended.",
+                                 .drained = !control.still_held});
+    environment_.keeper->Acknowledge(memory_->number());
+  }
+  closed_ = (ends & ipc::ChildProcess::kClosed) != 0;
+  finished_sends_ = memory_->progress().kept;
+  if (closed_) {
+    environment_.keeper->Release(memory_->number());
+    RecoverMessages();
+    return absl::OkStatus();
+  }
+
+  ipc::ForkOptions options;
+  options.ipc = has_channel_;
+  options.dialect = FromProto(dialect_);
+  options.own_process_group = stored.leads_group();
+  options.kill_signal = stored.kill_signal();
+  options.channel.message_bytes_max = streams.message_bytes_max;
+  options.channel.queue_bytes_max = streams.queue_bytes_max;
+  options.channel.queue_messages_max = streams.queue_messages_max;
+  options.channel.debug_name = description_.id;
+  if (streams.output_line_bytes_max > 0) {
+    options.output_line_bytes_max = streams.output_line_bytes_max;
+    options.stdout_mode = options.stderr_mode = ipc::Stdio::kPipe;
+  }
+  absl::StatusOr<std::unique_ptr<ipc::ChildProcess>> process = ipc::ChildProcess::Recover(
+      environment_.loop, std::move(options),
+      {.channel = std::move(found.channel),
+       .output = {std::move(found.output[0]), std::move(found.output[1])},
+       .pid = found.pid,
+       .pidfd = std::move(found.pidfd),
+       .dialect_reason = dialect_reason_},
+      *this, Custody());
+  if (!process.ok()) return process.status();
+  process_ = *std::move(process);
+  RecoverMessages();
+  if (log_->newest_sequence() == 0) RecordStarted(stored.sender());
+  if (control.disconnect_mode != 0 && has_channel_ && !disconnected_) {
+    disconnected_by_ = static_cast<v1::Disconnected::By>(control.disconnected_by);
+    disconnected_sender_.ParseFromArray(control.sender, static_cast<int>(control.sender_bytes));
+    (void)process_->Disconnect(static_cast<ipc::Channel::Mode>(control.disconnect_mode - 1));
+  }
+  if (stored.timeout_at_ms() != 0 && !control.timed_out && !exit_status_) {
+    StartTimeout(
+        std::chrono::milliseconds(std::max<int64_t>(stored.timeout_at_ms() - BootTimeMs(), 0)),
+        stored.kill_signal());
+  }
+  return absl::OkStatus();
+}
+
+// Those that are queued, and those that are remembered.
+void RecordedChild::RecoverMessages() {
+  const uint64_t kept_max = memory_->control().limits.finished_max;
+  const auto oldest = Clock::now() - environment_.limits.request_id_kept_ms_max;
+  for (uint64_t number = finished_sends_ - std::min(finished_sends_, kept_max);
+       number < finished_sends_; ++number) {
+    const FinishedSend& finished = memory_->finished(number);
+    auto message = std::make_shared<Message>();
+    message->state = Message::State::kFinished;
+    message->key.assign(finished.key, finished.key_bytes);
+    message->fingerprint = finished.fingerprint;
+    message->sequence = finished.sequence;
+    message->finished_at = Clock::now() - AgeOf(finished.time_us);
+    if (message->finished_at < oldest) continue;
+    if (finished.reason != FinishedSend::kWritten) {
+      message->outcome =
+          OutcomeOf(ipc::MakeError(static_cast<ipc::Reason>(finished.reason),
+                                   "The message was not written in full. Its `undelivered` event "
+                                   "says why."),
+                    finished.written_bytes);
+    }
+    remembered_[message->key] = message;
+    remembered_finished_.push_back(std::move(message));
+  }
+  if (process_ == nullptr) return;
+  process_->ForEachQueued([this](uint64_t tag, std::string_view note) {
+    auto message = std::make_shared<Message>();
+    if (stored::v1::StoredSend send;
+        send.ParseFromArray(note.data(), static_cast<int>(note.size()))) {
+      message->sender = send.sender();
+      message->request_id = send.request_id();
+      message->fingerprint = send.fingerprint();
+    }
+    message->state = Message::State::kQueued;
+    message->tag = tag;
+    // Somebody may have been told that it is accepted.
+    message->promised = true;
+    if (!message->request_id.empty()) {
+      message->key = KeyOf(message->sender, message->request_id);
+      remembered_[message->key] = message;
+    }
+    next_tag_ = std::max(next_tag_, tag + 1);
+    queued_[tag] = std::move(message);
+  });
+  UpdateQueued();
 }
 
 void RecordedChild::RecordStarted(const v1::Sender& sender) {
@@ -246,7 +437,7 @@ std::shared_ptr<RecordedChild::Call> RecordedChild::SendMessage(
                                      std::move(answer));
   auto message = std::make_shared<Message>();
   if (!request.request_id().empty()) {
-    message->key = fmt::format("{}\n{}", sender.principal(), request.request_id());
+    message->key = KeyOf(sender, request.request_id());
     message->fingerprint = Fingerprint(request.json());
     if (const std::shared_ptr<Message> first = Remembered(message->key)) {
       if (first->fingerprint == message->fingerprint) {
@@ -324,6 +515,16 @@ void RecordedChild::Repeat(const std::shared_ptr<Message>& message,
   }
 }
 
+std::string_view RecordedChild::NoteOf(const Message& message) {
+  if (memory_->file() < 0) return {};
+  stored::v1::StoredSend send;
+  *send.mutable_sender() = message.sender;
+  send.set_request_id(message.request_id);
+  send.set_fingerprint(message.fingerprint);
+  send.SerializeToString(&kind_bytes_);
+  return kind_bytes_;
+}
+
 absl::StatusOr<ipc::Channel::Accepted> RecordedChild::Enqueue(
     const std::shared_ptr<Message>& message, std::string_view json) {
   if (!has_channel_) return NoChannelError();
@@ -339,7 +540,8 @@ absl::StatusOr<ipc::Channel::Accepted> RecordedChild::Enqueue(
   }
   if (!environment_.queues.Fits(json.size() + kQueueOverheadBytes)) return QueueFullError();
   const uint64_t tag = next_tag_++;
-  const absl::StatusOr<ipc::Channel::Accepted> accepted = process_->Send(json, tag);
+  const absl::StatusOr<ipc::Channel::Accepted> accepted =
+      process_->Send(json, tag, NoteOf(*message));
   if (!accepted.ok()) return accepted;
   message->state = Message::State::kQueued;
   message->tag = tag;
@@ -426,10 +628,28 @@ void RecordedChild::Disconnect(ipc::Channel::Mode mode, v1::Disconnected::By by,
     disconnected_by_ = by;
     disconnected_sender_ = sender;
   }
+  StoreDisconnect(mode, disconnected_by_, disconnected_sender_);
   disconnect_answers_.push_back(std::move(answer));
   // Of a channel that has closed already OnDisconnect is about to tell.
   (void)process_->Disconnect(mode);
   RefuseWaiting(ChannelClosedError());
+}
+
+void RecordedChild::StoreDisconnect(ipc::Channel::Mode mode, v1::Disconnected::By by,
+                                    const v1::Sender& sender) {
+  if (memory_->file() < 0) return;
+  ChildMemory::Control& control = memory_->control();
+  const auto asked = static_cast<uint8_t>(static_cast<int>(mode) + 1);
+  if (control.disconnect_mode == 0) {
+    const std::string bytes = sender.SerializeAsString();
+    control.disconnected_by = static_cast<uint32_t>(by);
+    control.sender_bytes = static_cast<uint32_t>(std::min(bytes.size(), sizeof(control.sender)));
+    std::memcpy(control.sender, bytes.data(), control.sender_bytes);
+  }
+  // Later ones may only hasten the first.
+  if (asked > control.disconnect_mode) {
+    __atomic_store_n(&control.disconnect_mode, asked, __ATOMIC_RELEASE);
+  }
 }
 
 void RecordedChild::AnswerDisconnect(Answer<v1::DisconnectResponse>& answer) {
@@ -516,7 +736,14 @@ int64_t RecordedChild::Stage(int kind_field, const google::protobuf::MessageLite
   return environment_.log.Stage(*log_, {.kind_field = kind_field,
                                         .kind = kind_bytes_,
                                         .payload_field = payload_field,
-                                        .payload = payload});
+                                        .payload = payload,
+                                        .progress = Progress()});
+}
+
+const ipc::Progress* RecordedChild::Progress() {
+  progress_ = process_->progress();
+  progress_.kept = finished_sends_;
+  return &progress_;
 }
 
 void RecordedChild::OnSpawn() {
@@ -528,7 +755,8 @@ void RecordedChild::OnMessage(ipc::Message message) {
   environment_.log.Stage(*log_, {.kind_field = v1::Event::kFromChild,
                                  .kind = kind.bytes(),
                                  .payload_field = PayloadField::kJson,
-                                 .payload = message.json});
+                                 .payload = message.json,
+                                 .progress = Progress()});
   if (listener_ != nullptr && !message.internal) return listener_->OnMessage(*this, message.json);
   HoldIfFull();
 }
@@ -543,7 +771,8 @@ void RecordedChild::OnOutput(ipc::OutputLine line) {
       *log_, {.kind_field = v1::Event::kOutput,
               .kind = kind.bytes(),
               .payload_field = ipc::IsUtf8(line.text) ? PayloadField::kText : PayloadField::kRaw,
-              .payload = line.text});
+              .payload = line.text,
+              .progress = Progress()});
   if (listener_ != nullptr) return listener_->OnOutput(*this, line);
   HoldIfFull();
 }
@@ -607,6 +836,7 @@ void RecordedChild::OnSent(ipc::Sent sent) {
   if (found == queued_.end()) return;
   const std::shared_ptr<Message> message = std::move(found->second);
   queued_.erase(found);
+  if (!message->key.empty()) Keep(*message, sent);
   if (sent.status.ok()) {
     v1::MessageToChild to_child;
     to_child.set_dialect(dialect_);
@@ -624,15 +854,7 @@ void RecordedChild::OnSent(ipc::Sent sent) {
     undelivered.set_reason(ReasonOrInternal(sent.status));
     undelivered.set_message(TextOf(sent.status));
     message->sequence = Stage(v1::Event::kUndelivered, undelivered);
-    message->outcome =
-        sent.written_bytes == 0
-            ? sent.status
-            : ipc::MakeError(
-                  ipc::Reason::kOutcomeUnknown,
-                  fmt::format("{} bytes of the message were in the socket of {} when the channel "
-                              "ended ({}). Ask the child before sending it again.",
-                              sent.written_bytes, name(), TextOf(sent.status)),
-                  {{"written_bytes", fmt::format("{}", sent.written_bytes)}});
+    message->outcome = OutcomeOf(sent.status, sent.written_bytes);
   }
   message->state = Message::State::kFinished;
   message->finished_at = Clock::now();
@@ -641,6 +863,34 @@ void RecordedChild::OnSent(ipc::Sent sent) {
     ForgetOldMessages();
   }
   if (!message->calls.empty() || message->on_written) finished_.push_back(message);
+}
+
+// What a successor is to remember of a message that is finished: with its event, which is about to
+// be staged.
+void RecordedChild::Keep(const Message& message, const ipc::Sent& sent) {
+  if (memory_->control().limits.finished_max == 0) return;
+  FinishedSend& finished = memory_->finished(finished_sends_++);
+  finished.fingerprint = message.fingerprint;
+  finished.time_us = NowUs();
+  finished.sequence = environment_.log.next_sequence();
+  finished.written_bytes = sent.written_bytes;
+  finished.reason =
+      sent.status.ok()
+          ? FinishedSend::kWritten
+          : static_cast<uint16_t>(ipc::ReasonOf(sent.status).value_or(ipc::Reason::kInternal));
+  finished.key_bytes =
+      static_cast<uint16_t>(std::min(message.key.size(), FinishedSend::kKeyBytesMax));
+  std::memcpy(finished.key, message.key.data(), finished.key_bytes);
+}
+
+absl::Status RecordedChild::OutcomeOf(const absl::Status& status, uint64_t written_bytes) const {
+  if (written_bytes == 0) return status;
+  return ipc::MakeError(
+      ipc::Reason::kOutcomeUnknown,
+      fmt::format("{} bytes of the message were in the socket of {} when the channel ended ({}). "
+                  "Ask the child before sending it again.",
+                  written_bytes, name(), TextOf(status)),
+      {{"written_bytes", fmt::format("{}", written_bytes)}});
 }
 
 void RecordedChild::ForgetOldMessages() {
@@ -714,10 +964,16 @@ void RecordedChild::OnDisconnect(absl::Status reason) {
 void RecordedChild::OnExit(ipc::ExitStatus status) {
   timeout_.reset();
   exit_status_ = ExitStatusOf(status);
+  ChildMemory::Control& control = memory_->control();
+  control.wait_status =
+      status.code ? W_EXITCODE(*status.code, 0) : W_EXITCODE(0, status.signal.value_or(0));
+  control.still_held = !status.drained;
+  control.exit_known = status.code || status.signal;
   v1::Exited exited;
   *exited.mutable_status() = *exit_status_;
   Stage(v1::Event::kExited, exited);
   environment_.log.Commit();
+  if (environment_.keeper != nullptr) environment_.keeper->Acknowledge(memory_->number());
   if (disconnected_) RefuseWaiting(ExitedError());
   environment_.on_ending();
   if (listener_ != nullptr) listener_->OnExit(*this, status);
@@ -729,6 +985,7 @@ void RecordedChild::OnClose() {
   closed_ = true;
   timeout_.reset();
   process_.reset();
+  if (environment_.keeper != nullptr) environment_.keeper->Release(memory_->number());
   UpdateQueued();
   if (listener_ != nullptr && !tell_([this] { listener_->OnClose(*this); })) return;
   environment_.on_closed(*this);

@@ -14,6 +14,10 @@
 // Call to the Message of the first. Messages with an id are remembered, finished ones up to a count
 // and a time. Messages that wait for room stand in one line; nothing overtakes them.
 //
+// Under a keeper all this is also in the child's memory, in time: what describes the child before
+// it starts, a message with its queue entry, what became of it with its event, a disconnect before
+// it begins. So Recover() finds it again wherever the agent before was killed.
+//
 // Thread: the loop's. The destructor releases the process; calls that still wait are answered
 // (OUTCOME_UNKNOWN if their message is in the queue).
 #ifndef AGENT_RECORDED_CHILD_H_
@@ -36,14 +40,19 @@
 #include "agent/agent.h"
 #include "agent/answer.h"
 #include "agent/child.h"
+#include "agent/child_memory.h"
 #include "agent/event_log.h"
 #include "agent/spec.h"
 #include "deka/bridge/v1/bridge_service.pb.h"
+#include "deka/stored/v1/stored.pb.h"
 #include "ipc/call_out.h"
 #include "ipc/child_process.h"
 #include "ipc/event_loop.h"
+#include "ipc/keeper.h"
 
 namespace deka::agent {
+
+namespace stored = ::deka::stored;
 
 class RecordedChild;
 
@@ -81,6 +90,7 @@ class RecordedChild final : public Child, private ipc::ChildProcess::Listener {
     EventLog& log;
     QueueBudget& queues;
     const Limits& limits;
+    ipc::Keeper* keeper = nullptr;  // who outlives the agent
     // After `disconnected` or `exited` is recorded, in a call of the child's.
     std::function<void()> on_ending;
     // After the child's last event and its listener's OnClose.
@@ -96,15 +106,26 @@ class RecordedChild final : public Child, private ipc::ChildProcess::Listener {
     std::vector<std::string> args;
   };
 
-  RecordedChild(const Environment& environment, Description description, std::shared_ptr<Log> log,
+  // `log` is the one of `memory`.
+  RecordedChild(const Environment& environment, Description description,
+                std::shared_ptr<ChildMemory> memory, std::shared_ptr<Log> log,
                 Child::Listener* listener);
   ~RecordedChild() override;
 
+  // By what a fork is known again: see Agent::ForkChild.
+  struct ForkId {
+    std::string key = {};
+    uint64_t fingerprint = 0;
+    int64_t sequence = 0;  // the newest event before it
+  };
+
   // One of the two, once; then `started` is recorded. If it fails there is no child.
   absl::Status Fork(ipc::ForkOptions options, std::chrono::milliseconds timeout,
-                    const v1::Sender& sender);
+                    const v1::Sender& sender, const ForkId& fork_id);
   absl::Status Adopt(int socket, pid_t pid, ipc::Channel::Options options,
                      const v1::Sender& sender);
+  // Or this: goes on with a child of another agent, from its memory.
+  absl::Status Recover(Agent::FoundChild found, const stored::v1::StoredChild& stored);
 
   // --- Child: what a parent in the same process calls. ---
 
@@ -154,6 +175,7 @@ class RecordedChild final : public Child, private ipc::ChildProcess::Listener {
   bool has_open_channel() const { return has_channel_ && !disconnected_; }
   const Labels& labels() const { return description_.labels; }
   const std::shared_ptr<Log>& log() const { return log_; }
+  const ChildMemory& memory() const { return *memory_; }
   v1::Child ToProto() const;
 
  private:
@@ -169,10 +191,18 @@ class RecordedChild final : public Child, private ipc::ChildProcess::Listener {
   void OnExit(ipc::ExitStatus status) override;
   void OnClose() override;
 
+  absl::Status Store(const ipc::ForkOptions& options, std::chrono::milliseconds timeout,
+                     const v1::Sender& sender, const ForkId& fork_id);
+  void StoreDisconnect(ipc::Channel::Mode mode, v1::Disconnected::By by, const v1::Sender& sender);
+  void RecoverMessages();
+  void StartTimeout(std::chrono::milliseconds timeout, int kill_signal);
+  ipc::ChildProcess::Custody Custody() const;
+
   absl::StatusOr<int64_t> RecordSignal(int signal, const v1::Sender& sender);
   int64_t Stage(int kind_field, const google::protobuf::MessageLite& kind,
                 PayloadField payload_field = PayloadField::kNone, std::string_view payload = {});
   void RecordStarted(const v1::Sender& sender);
+  const ipc::Progress* Progress();  // until the next call
 
   // What is to fit into the log: what is queued, `json_bytes` more, and what the child writes.
   EventLog::Room RoomFor(size_t json_bytes) const;
@@ -184,6 +214,9 @@ class RecordedChild final : public Child, private ipc::ChildProcess::Listener {
   void LookAtHold();
 
   std::shared_ptr<Message> Remembered(const std::string& key);
+  std::string_view NoteOf(const Message& message);  // until the next call
+  void Keep(const Message& message, const ipc::Sent& sent);
+  absl::Status OutcomeOf(const absl::Status& status, uint64_t written_bytes) const;
   void Repeat(const std::shared_ptr<Message>& message, const std::shared_ptr<Call>& call);
   // Queues the message, or fails with nothing queued.
   absl::StatusOr<ipc::Channel::Accepted> Enqueue(const std::shared_ptr<Message>& message,
@@ -207,6 +240,7 @@ class RecordedChild final : public Child, private ipc::ChildProcess::Listener {
 
   const Environment environment_;
   const Description description_;
+  const std::shared_ptr<ChildMemory> memory_;
   const std::shared_ptr<Log> log_;
   Child::Listener* const listener_;
   ipc::CallOut tell_;  // calls the listener
@@ -233,6 +267,8 @@ class RecordedChild final : public Child, private ipc::ChildProcess::Listener {
   // This child, for other threads; null when it is gone. The loop's thread alone looks.
   const std::shared_ptr<RecordedChild*> self_ = std::make_shared<RecordedChild*>(this);
 
+  uint64_t finished_sends_ = 0;  // with an id, since the child started
+  ipc::Progress progress_;       // scratch
   uint64_t next_tag_ = 1;
   size_t queued_bytes_ = 0;  // as QueueBudget knows it
   absl::flat_hash_map<uint64_t, std::shared_ptr<Message>> queued_;
