@@ -40,8 +40,9 @@ struct AgentMemory {
   uint64_t magic = kMagic;
   uint64_t version = kVersion;
   int64_t epoch = 0;
-  uint64_t seed = 0;    // secret: of fingerprints
-  int64_t time_us = 0;  // of the newest event
+  uint64_t seed = 0;        // secret: of fingerprints
+  int64_t time_us = 0;      // of the newest event
+  uint64_t configured = 0;  // the configuration's children are forked
   // Of all children that are forgotten: their newest event.
   int64_t forgotten_through = 0;
   int64_t forgotten_time_us = 0;

@@ -80,20 +80,20 @@ bool Keeper::Prepare() {
   HoldStandardDescriptors();
   RaiseDescriptorLimit();
   if (!PrepareSignals()) {
-    Say("cannot wait for signals: %s", strerror(errno));
+    Say(Level::kError, "cannot wait for signals: %s", strerror(errno));
     return false;
   }
   if (!MakeAgentFile()) {
-    Say("cannot make the agent's file: %s", strerror(errno));
+    Say(Level::kError, "cannot make the agent's file: %s", strerror(errno));
     return false;
   }
 
   if (!MakeEnvironment()) {
-    Say("cannot make the agent's environment: %s", strerror(errno));
+    Say(Level::kError, "cannot make the agent's environment: %s", strerror(errno));
     return false;
   }
   if (!OpenProgram(command_[0], program_)) {
-    Say("cannot open %s: %s", command_[0], strerror(errno));
+    Say(Level::kError, "cannot open %s: %s", command_[0], strerror(errno));
     return false;
   }
   now_ = Now();
@@ -240,7 +240,7 @@ void Keeper::ArrangeStop() {
   } else if (agent_->pid == 0) {
     EndChildren();
   } else if (now_ >= stop_by_ && !agent_->hung) {
-    Say("agent %d has not stopped in time and is killed", agent_->pid);
+    Say(Level::kWarning, "agent %d has not stopped in time and is killed", agent_->pid);
     agent_->hung = true;
     spawn::SendSignal(agent_->pidfd, SIGKILL);
   }
@@ -292,14 +292,15 @@ void Keeper::Look(Agent& agent) {
 void Keeper::Overdue(Agent& agent, const char* why) {
   const char* what = &agent == agent_ ? "agent" : "spare";
   if (IsTraced(agent.pid)) {
-    if (!agent.spared) Say("%s %d %s, but is traced: it goes on", what, agent.pid, why);
+    if (!agent.spared)
+      Say(Level::kWarning, "%s %d %s, but is traced: it goes on", what, agent.pid, why);
     agent.spared = true;
     if (agent.closed_by != 0) agent.closed_by = now_ + options_.mail_ms_max;
     if (agent.mail_by != 0) agent.mail_by = now_ + options_.mail_ms_max;
     agent.ready_by = now_ + options_.ready_ms_max;
     return;
   }
-  Say("%s %d %s and is killed", what, agent.pid, why);
+  Say(Level::kWarning, "%s %d %s and is killed", what, agent.pid, why);
   agent.hung = true;
   spawn::SendSignal(agent.pidfd, SIGKILL);
 }
@@ -322,7 +323,7 @@ int64_t Keeper::Crashes::Add(const Options& options, int64_t started_at, int64_t
 bool Keeper::Start(Agent& agent, const Program& program) {
   int ends[2];
   if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0) {
-    Say("cannot start an agent: %s", strerror(errno));
+    Say(Level::kError, "cannot start an agent: %s", strerror(errno));
     return false;
   }
   // By its path, which is the name that people see, while that is still the same file.
@@ -346,8 +347,8 @@ bool Keeper::Start(Agent& agent, const Program& program) {
   close(ends[1]);
   if (started.failed_step != spawn::Step::kNone) {
     close(ends[0]);
-    Say("cannot start %s: %s: %s", program.path, spawn::StepName(started.failed_step),
-        strerror(started.error));
+    Say(Level::kError, "cannot start %s: %s: %s", program.path,
+        spawn::StepName(started.failed_step), strerror(started.error));
     return false;
   }
 
@@ -418,7 +419,7 @@ void Keeper::TakeSignals() {
         WantUpgrade(-1);
         break;
       default:
-        Stop();
+        Stop(static_cast<int>(taken[i].ssi_signo));
     }
   }
 }
@@ -463,26 +464,27 @@ void Keeper::AgentEnded(int status) {
       return;
     }
     if (ended.replaced && spare_->ready) return;
-    Say("agent %d %s while it stopped", ended.pid, how.text);
+    Say(Level::kWarning, "agent %d %s while it stopped", ended.pid, how.text);
     EndChildren();
     return;
   }
   if (WIFEXITED(status) && !was_ready_ && Running() == 0) {
-    Say("agent %d %s before it was ready", ended.pid, how.text);
+    // It has said why.
     Finish(WEXITSTATUS(status));
     return;
   }
   agent_at_ = now_;
   if (ended.replaced && spare_->ready) {
-    Say("agent %d makes room for agent %d", ended.pid, spare_->pid);
+    Say(Level::kInfo, "agent %d makes room for agent %d", ended.pid, spare_->pid);
     return;
   }
-  Say("agent %d %s; %zu children go on", ended.pid, how.text, Running());
+  Say(Level::kWarning, "agent %d %s; %zu children go on", ended.pid, how.text, Running());
   if (!ended.hung && !IsOwnEnd(status)) return;
   const bool before = agent_crashes_.often;
   agent_at_ = agent_crashes_.Add(options_, ended.started_at, now_);
   if (agent_crashes_.often && !before) {
-    Say("%u agents have ended by themselves in %lld s: one is started every %lld s from now on",
+    Say(Level::kError,
+        "%u agents have ended by themselves in %lld s: one is started every %lld s from now on",
         kCrashesMax, static_cast<long long>(options_.crash_window_ms / 1000),
         static_cast<long long>(options_.crash_pause_ms / 1000));
   }
@@ -498,18 +500,20 @@ void Keeper::SpareEnded(int status) {
     return;
   }
   spare_at_ = now_;
-  Say("spare %d %s", ended.pid, how.text);
+  Say(Level::kWarning, "spare %d %s", ended.pid, how.text);
   if (!ended.hung && !IsOwnEnd(status)) return;
   const bool before = spare_crashes_.often;
   spare_at_ = spare_crashes_.Add(options_, ended.started_at, now_);
   if (spare_crashes_.often && !before) {
-    Say("%u spares have ended by themselves in %lld s: one is started every %lld s from now on",
+    Say(Level::kError,
+        "%u spares have ended by themselves in %lld s: one is started every %lld s from now on",
         kCrashesMax, static_cast<long long>(options_.crash_window_ms / 1000),
         static_cast<long long>(options_.crash_pause_ms / 1000));
   }
 }
 
-void Keeper::Stop() {
+void Keeper::Stop(int signal_number) {
+  stop_signal_ = signal_number;
   if (ending_) {
     end_by_ = now_;
     return;
@@ -531,7 +535,7 @@ void Keeper::EndChildren() {
   Drop(*spare_);
   end_by_ = now_ + options_.end_ms_max;
   const size_t running = Running();
-  if (running > 0) Say("ends the %zu children that run", running);
+  if (running > 0) Say(Level::kWarning, "ends the %zu children that run", running);
   for (size_t i = 0; i < children_count_; ++i) {
     // Nobody else waits for it, so the number is its own.
     if (!children_[i].exited) kill(children_[i].pid, SIGTERM);
@@ -543,7 +547,7 @@ void Keeper::ArrangeEnd() {
     Finish(1);
   } else if (now_ >= end_by_) {
     if (killed_) {
-      Say("%zu children cannot be ended", Running());
+      Say(Level::kError, "%zu children cannot be ended", Running());
       Finish(1);
       return;
     }
@@ -613,7 +617,7 @@ void Keeper::WantUpgrade(int descriptor) {
 }
 
 void Keeper::RefuseUpgrade(Refusal why, const char* text) {
-  Say("the upgrade to %s is refused: it %s; the agent goes on",
+  Say(Level::kError, "the upgrade to %s is refused: it %s; the agent goes on",
       upgrade_.path != nullptr ? upgrade_.path : program_.path, text);
   refusal_ = why;
   CloseProgram(upgrade_);
@@ -742,7 +746,7 @@ void Keeper::TakeKeep(Packet& packet) {
     slot.descriptors = static_cast<int*>(malloc(packet.count * sizeof(int)));
   }
   if (slot.descriptors == nullptr) {
-    Say("cannot keep what the agent gave for slot %llu",
+    Say(Level::kError, "cannot keep what the agent gave for slot %llu",
         static_cast<unsigned long long>(message.id));
     return;
   }
@@ -827,7 +831,8 @@ void Keeper::Tell(Agent& agent) {
   }
   if (agent.behind && !TellChildren(agent)) return;
   if (!agent.fed_told) {
-    if (!Send(agent, {.type = Type::kFed}, nullptr, 0)) return;
+    const Message message = {.type = Type::kFed, .detail = agent.next ? 1u : 0u};
+    if (!Send(agent, message, nullptr, 0)) return;
     agent.fed_told = true;
   }
   if (agent.next && !agent.went && !TellGo(agent)) return;
@@ -911,7 +916,8 @@ bool Keeper::TellGo(Agent& agent) {
 
 void Keeper::TellNews(Agent& agent) {
   if (agent.stop_told < stop_) {
-    if (!Send(agent, {.type = Type::kStop, .detail = stop_ - 1}, nullptr, 0)) return;
+    const Message message = {.type = Type::kStop, .detail = stop_ - 1, .status = stop_signal_};
+    if (!Send(agent, message, nullptr, 0)) return;
     agent.stop_told = stop_;
   }
   const pid_t spare = spare_->ready ? spare_->pid : 0;

@@ -162,7 +162,7 @@ class Keeper {
   void WaitForProcesses();
   void AgentEnded(int status);
   void SpareEnded(int status);
-  void Stop();
+  void Stop(int signal_number);
   void EndChildren();
   void KillChildren();
   size_t Running() const;
@@ -227,6 +227,7 @@ class Keeper {
   Slot slots_[kSlotsMax] = {};
 
   uint32_t stop_ = 0;  // signals to stop: 1, or 2 for more
+  int stop_signal_ = 0;
   int64_t stop_by_ = 0;
   bool ending_ = false;  // the children, without an agent
   bool killed_ = false;

@@ -660,7 +660,7 @@ TEST_F(KeeperTest, AgentThatExitsBeforeAnyWasReadyEndsTheKeeperWithItsCode) {
 TEST_F(KeeperTest, ProgramThatIsNotThereEndsTheKeeper) {
   Launch({}, folder_ + "/nothing");
   EXPECT_EQ(AwaitExit(), 1);
-  agents_->AwaitSaid("[deka-keeper] cannot open " + folder_ +
+  agents_->AwaitSaid(" deka-keeper error cannot open " + folder_ +
                      "/nothing: No such file or directory\n");
 }
 

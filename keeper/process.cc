@@ -13,11 +13,16 @@
 
 namespace deka::keeper {
 
-void Say(const char* format, ...) {
-  static constexpr char kPrefix[] = "[deka-keeper] ";
+void Say(Level level, const char* format, ...) {
+  static constexpr const char* kLevels[] = {"info", "warning", "error"};
   char line[1024];
-  size_t length = sizeof(kPrefix) - 1;
-  memcpy(line, kPrefix, length);
+  timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  tm local = {};
+  localtime_r(&now.tv_sec, &local);
+  auto length = static_cast<size_t>(snprintf(
+      line, sizeof(line), "%02d:%02d:%02d.%03ld %d deka-keeper %s ", local.tm_hour, local.tm_min,
+      local.tm_sec, now.tv_nsec / 1000000, getpid(), kLevels[static_cast<int>(level)]));
   va_list arguments;
   va_start(arguments, format);
   const int written = vsnprintf(line + length, sizeof(line) - length - 1, format, arguments);

@@ -10,9 +10,11 @@
 
 namespace deka::keeper {
 
-// One line, "[deka-keeper] text", to standard error in one write. Dropped if its reader would keep
-// the keeper waiting. What is not to be printed becomes '?'.
-__attribute__((format(printf, 1, 2))) void Say(const char* format, ...);
+enum class Level { kInfo, kWarning, kError };
+
+// One line, as deka-agent writes them, to standard error in one write. Dropped if its reader would
+// keep the keeper waiting. What is not to be printed becomes '?'.
+__attribute__((format(printf, 2, 3))) void Say(Level level, const char* format, ...);
 
 // Milliseconds of CLOCK_MONOTONIC.
 int64_t Now();

@@ -49,10 +49,10 @@ enum class Type : uint32_t {
   // `id`, `pid`, `detail`: the Holds that come, in the order of their bits; with kHasExited
   // `status` is the wait status, which nobody has acknowledged. In no order of children.
   kChild,
-  // All children there are have been told; from now on changes are told.
+  // All children there are have been told; from now on changes are told. `detail` 1: kGo follows.
   kFed,
   // The agent from now on. The first agent, and one for which no spare was ready, is told so right
-  // after kFed, before its kReady.
+  // after kFed, and says kReady when it works.
   kGo,
   // Of kSpawn: `id`, `pid`, one descriptor, the pidfd (none after kRelease). Or it failed: `detail`
   // is the spawn::Step, `status` the errno, nothing is kept. In the order of the requests.
@@ -63,7 +63,8 @@ enum class Type : uint32_t {
   // To a spare: `id`'s descriptors but its memory (`detail` 0), or all of it (`detail` 1), are not
   // held any more. A successor may hear it after kGo.
   kGone,
-  // End the children in order, then exit. `detail` 1: at once. May be said twice.
+  // End the children in order, then exit. `status`: the signal that asked for it. `detail` 1: at
+  // once, said after it was said without.
   kStop,
   // To the agent. `pid`: the spare that is ready now; 0: none is.
   kSpare,

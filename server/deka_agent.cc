@@ -1,12 +1,15 @@
 // deka-agent: forks children, serves them on Unix sockets, and ends them in order.
 //
-//   main thread: command line -> configuration -> sockets -> children -> the loop, until a signal
+//   command line -> configuration --> turns into the keeper (keeper/), which starts it again, or
+//   main thread: [spare: waits for its turn] -> sockets -> children -> the loop, until a signal
 //   stopping:    health NOT_SERVING -> agent::Agent::Stop -> server::Server::Stop -> exit
 //
 // docs/deka-agent.md is its manual.
 
 #include <fmt/format.h>
+#include <limits.h>
 #include <pthread.h>
+#include <sys/mman.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
@@ -33,12 +36,18 @@
 #include "ipc/log.h"
 #include "ipc/standard_descriptors.h"
 #include "ipc/version.h"
+#include "keeper/protocol.h"
 #include "server/config.h"
 #include "server/descriptors.h"
+#include "server/keeper_link.h"
 #include "server/listener.h"
 #include "server/server.h"
 #include "spdlog/sinks/stdout_color_sinks.h"
 #include "spdlog/spdlog.h"
+
+// The keeper's program: see keeper_program in BUILD.
+extern "C" const char deka_keeper_program_begin[];
+extern "C" const char deka_keeper_program_end[];
 
 namespace deka::server {
 namespace {
@@ -84,11 +93,43 @@ sigset_t StopSignals() {
   return signals;
 }
 
+// Becomes the keeper, which runs this program again with the same arguments. Returns only if that
+// fails.
+absl::Status TurnIntoKeeper(char** argv) {
+  const auto failed = [](std::string_view what) {
+    return ipc::MakeError(
+        ipc::Reason::kInternal,
+        fmt::format("Can't {}: {}. --no-keeper runs without a keeper.", what, strerror(errno)));
+  };
+  char self[PATH_MAX] = {};
+  if (readlink("/proc/self/exe", self, sizeof(self) - 1) < 0) {
+    return failed("tell where this program is");
+  }
+  const int file = memfd_create("deka-keeper", MFD_CLOEXEC);
+  const auto size = static_cast<ssize_t>(deka_keeper_program_end - deka_keeper_program_begin);
+  if (file < 0 || write(file, deka_keeper_program_begin, static_cast<size_t>(size)) != size) {
+    return failed("make the keeper's program");
+  }
+  char name[] = "deka-keeper";
+  std::vector<char*> arguments = {name, self};
+  for (char** argument = argv + 1; *argument != nullptr; ++argument) {
+    arguments.push_back(*argument);
+  }
+  arguments.push_back(nullptr);
+  fexecve(file, arguments.data(), environ);
+  return failed("start the keeper");
+}
+
 // An agent's life, from its sockets to its end.
 class AgentProcess {
  public:
-  AgentProcess(Config config, std::vector<std::string> listen, const sigset_t& stop_signals)
-      : config_(std::move(config)), listen_(std::move(listen)), stop_signals_(stop_signals) {
+  // `link` may be null: there is no keeper.
+  AgentProcess(Config config, std::vector<std::string> listen, const sigset_t& stop_signals,
+               std::unique_ptr<KeeperLink> link)
+      : config_(std::move(config)),
+        listen_(std::move(listen)),
+        stop_signals_(stop_signals),
+        link_(std::move(link)) {
     if (listen_.empty()) {
       listen_.assign(config_.proto().listen().begin(), config_.proto().listen().end());
     }
@@ -132,16 +173,44 @@ class AgentProcess {
     options.id = config_.proto().agent_id();
     options.limits = limits;
     options.descriptors_soft_max = descriptors.before;
+    std::vector<Listener::Held> held;
+    if (link_ != nullptr) {
+      options.keeper = link_.get();
+      options.memory = &link_->memory();
+      lineage_ = {.keeper_pid = link_->keeper_pid(), .incarnation = link_->incarnation()};
+      options.lineage = lineage_;
+      link_->Begin(loop_, {.on_stop = [this](int number) { TakeStop(number); },
+                           .on_spare = [this](pid_t spare) { OnSpare(spare); },
+                           .on_refused = [](uint32_t) {},
+                           .on_gone = [this] { OnKeeperGone(); }});
+      for (uint32_t slot = 0; slot < keeper::kSlotsMax; ++slot) {
+        std::vector<ipc::Descriptor> kept = link_->TakeKept(slot);
+        if (kept.size() == 2) {
+          held.push_back({.lock = std::move(kept[0]), .socket = std::move(kept[1])});
+        }
+      }
+    }
     absl::StatusOr<std::unique_ptr<agent::Agent>> agent =
         agent::Agent::Create(loop_, std::move(options));
     if (!agent.ok()) return InConfig(agent.status());
     agent_ = *std::move(agent);
+    if (link_ != nullptr) {
+      for (const absl::Status& lost : agent_->Recover(link_->TakeChildren())) LogError(lost);
+    }
     absl::StatusOr<std::unique_ptr<Server>> server =
         Server::Open(*agent_, {.listen = listen_,
+                               .held = std::move(held),
+                               .pid = link_ != nullptr ? link_->keeper_pid() : getpid(),
                                .connections_max = connections_max,
                                .write_stalled_ms_max = config_.write_stalled_ms_max()});
     if (!server.ok()) return server.status();
     server_ = *std::move(server);
+    if (link_ != nullptr) {
+      uint32_t slot = 0;
+      for (const auto& [lock, socket] : server_->descriptors()) {
+        link_->KeepForSuccessors(slot++, {lock, socket});
+      }
+    }
     if (!lowered.empty()) {
       spdlog::log(asked_for_more ? spdlog::level::warn : spdlog::level::info, "{}", lowered);
     }
@@ -163,8 +232,13 @@ class AgentProcess {
   // The configuration's children, one after the other; then clients are answered.
   void ForkNext() {
     if (stopping_) return;
-    if (forked_ == config_.proto().children_size()) {
+    if (forked_ == config_.proto().children_size() ||
+        (link_ != nullptr && link_->memory().configured != 0)) {
       server_->Serve();
+      if (link_ != nullptr) {
+        link_->memory().configured = 1;
+        link_->Ready();
+      }
       for (const std::string& path : server_->paths()) {
         spdlog::info("Agent {} serves unix:{} (version {}).", agent_->id(),
                      ipc::Escaped(path, path.size()), ipc::kVersion);
@@ -174,6 +248,8 @@ class AgentProcess {
     v1::ForkChildRequest request;
     request.set_parent("agents/-");
     *request.mutable_spec() = config_.proto().children(forked_);
+    // Forked once, though an agent should be replaced in the middle.
+    if (link_ != nullptr) request.set_request_id(fmt::format("configuration/{}", forked_));
     agent_->ForkChild(std::move(request), {.principal = "agent", .client = ""},
                       [this](absl::StatusOr<v1::ForkChildResponse> response) {
                         loop_.Post([this, status = response.status()] { Forked(status); });
@@ -195,18 +271,47 @@ class AgentProcess {
     }
   }
 
+  // The first one stops the agent in order, the second one at once.
+  void TakeStop(int number) {
+    const char* const abbreviation = sigabbrev_np(number);
+    const std::string name = fmt::format("SIG{}", abbreviation == nullptr ? "?" : abbreviation);
+    if (!stopping_) {
+      spdlog::info("{}: stopping. Once more ends the children at once.", name);
+      Stop();
+    } else if (!hurried_) {
+      spdlog::info("{}: ending the children at once.", name);
+      Hurry();
+    }
+  }
+
+  void OnSpare(pid_t spare) {
+    lineage_.spare_pid = spare;
+    agent_->SetLineage(lineage_);
+  }
+
+  void OnKeeperGone() {
+    spdlog::error(
+        "The keeper has ended. The children go on, but nothing can be forked, and they will not "
+        "survive this agent. Start a new one when they have ended.");
+    lineage_.keeper_pid = 0;
+    lineage_.spare_pid = 0;
+    agent_->SetLineage(lineage_);
+  }
+
   void TakeSignals() {
     signalfd_siginfo signal = {};
     while (read(signals_, &signal, sizeof(signal)) == sizeof(signal)) {
-      const std::string name =
-          fmt::format("SIG{}", sigabbrev_np(static_cast<int>(signal.ssi_signo)));
-      if (!stopping_) {
-        spdlog::info("{}: stopping. Once more ends the children at once.", name);
-        Stop();
-      } else if (!hurried_) {
-        spdlog::info("{}: ending the children at once.", name);
-        Hurry();
+      // Signals that end everything go to the keeper; who means this process replaces it.
+      if (link_ != nullptr && !link_->gone()) {
+        const auto number = static_cast<int>(signal.ssi_signo);
+        ::signal(number, SIG_DFL);
+        sigset_t set;
+        sigemptyset(&set);
+        sigaddset(&set, number);
+        raise(number);
+        pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
       }
+      TakeStop(static_cast<int>(signal.ssi_signo));
     }
   }
 
@@ -237,6 +342,8 @@ class AgentProcess {
   const sigset_t stop_signals_;
 
   ipc::EventLoop loop_;
+  const std::unique_ptr<KeeperLink> link_;
+  agent::Lineage lineage_;
   std::unique_ptr<agent::Agent> agent_;
   std::unique_ptr<Server> server_;
   int signals_ = -1;
@@ -266,6 +373,10 @@ int Main(int argc, char** argv) {
   app.add_option("--config", config_path,
                  "A textproto of deka.bridge.v1.AgentConfig: children to start, sockets, limits.")
       ->type_name("FILE");
+  bool no_keeper = false;
+  app.add_flag("--no-keeper", no_keeper,
+               "Run without a keeper: the children's channels end with this process. Default: what "
+               "the configuration says in `survive`, else with one.");
   app.set_version_flag("--version", fmt::format("deka-agent {}", ipc::kVersion),
                        "Say which version this is.");
   app.set_help_flag("-h,--help", "Say this.");
@@ -299,11 +410,28 @@ int Main(int argc, char** argv) {
     config = *std::move(read);
   }
 
+  const int keeper_socket = KeeperLink::FromEnvironment();
+  const bool survive = !config.proto().has_survive() || config.proto().survive();
+  if (keeper_socket < 0 && survive && !no_keeper) {
+    LogError(TurnIntoKeeper(argv));
+    return kFailed;
+  }
+
   // Before there are threads, so that all of them leave these signals to the loop.
   const sigset_t stop_signals = StopSignals();
   pthread_sigmask(SIG_BLOCK, &stop_signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
-  return AgentProcess(std::move(config), std::move(listen), stop_signals).Run();
+  std::unique_ptr<KeeperLink> link;
+  if (keeper_socket >= 0) {
+    absl::StatusOr<std::unique_ptr<KeeperLink>> opened = KeeperLink::Open(keeper_socket);
+    absl::Status status = opened.ok() ? (*opened)->AwaitGo() : opened.status();
+    if (!status.ok()) {
+      LogError(status);
+      return kFailed;
+    }
+    link = *std::move(opened);
+  }
+  return AgentProcess(std::move(config), std::move(listen), stop_signals, std::move(link)).Run();
 }
 
 }  // namespace

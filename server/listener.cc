@@ -198,7 +198,34 @@ Listener::~Listener() {
   if (stop_event_ >= 0) close(stop_event_);
 }
 
+bool Listener::TakeHeld(const std::string& path) {
+  for (Held& held : options_.held) {
+    sockaddr_un address = {};
+    socklen_t size = sizeof(address);
+    struct stat status = {};
+    if (!held.socket.valid() ||
+        getsockname(held.socket.get(), reinterpret_cast<sockaddr*>(&address), &size) != 0 ||
+        path != address.sun_path || lstat(path.c_str(), &status) != 0) {
+      continue;
+    }
+    places_.push_back({.path = path,
+                       .lock = held.lock.Release(),
+                       .socket = held.socket.Release(),
+                       .device = status.st_dev,
+                       .inode = status.st_ino});
+    return true;
+  }
+  return false;
+}
+
+std::vector<std::pair<int, int>> Listener::descriptors() const {
+  std::vector<std::pair<int, int>> descriptors;
+  for (const Place& place : places_) descriptors.emplace_back(place.lock, place.socket);
+  return descriptors;
+}
+
 absl::Status Listener::OpenPlace(const std::string& path) {
+  if (TakeHeld(path)) return absl::OkStatus();
   const std::string directory = std::filesystem::path(path).parent_path().string();
   if (absl::Status status = SecureDirectory(directory); !status.ok()) return status;
 
@@ -214,7 +241,7 @@ absl::Status Listener::OpenPlace(const std::string& path) {
                                  "with --listen.",
                                  HolderOf(place.lock), path));
   }
-  const std::string pid = fmt::format("{}\n", getpid());
+  const std::string pid = fmt::format("{}\n", options_.pid);
   if (ftruncate(place.lock, 0) != 0 ||
       pwrite(place.lock, pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size())) {
     return SystemError("write", lock, errno);

@@ -18,6 +18,7 @@
 #define SERVER_LISTENER_H_
 
 #include <sys/types.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -28,11 +29,13 @@
 #include <string>
 #include <string_view>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "ipc/descriptor.h"
 #include "server/refusal.h"
 
 namespace deka::server {
@@ -46,8 +49,16 @@ absl::StatusOr<std::string> SocketPath(std::string_view address);
 
 class Listener {
  public:
+  // A socket that listens already, and the lock that goes with it.
+  struct Held {
+    ipc::Descriptor lock;
+    ipc::Descriptor socket;
+  };
+
   struct Options {
     std::vector<std::string> addresses;  // `unix:PATH` each; at least one
+    std::vector<Held> held = {};         // taken over where they serve one of the addresses
+    pid_t pid = getpid();                // who serves: for those who find the lock taken
     size_t connections_max = 1024;       // at once
     uid_t user = 0;                      // whose connections are taken
     size_t refusals_max = 64;            // at once, beside those; at least 1
@@ -80,6 +91,9 @@ class Listener {
   void WaitUntilRead(std::chrono::steady_clock::time_point deadline);
 
   const std::vector<std::string>& paths() const { return paths_; }
+
+  // Of each path, its lock and its socket, which stay the listener's.
+  std::vector<std::pair<int, int>> descriptors() const;
 
   // Since Start. Any thread.
   struct Counts {
@@ -121,6 +135,8 @@ class Listener {
   explicit Listener(Options options) : options_(std::move(options)) {}
 
   absl::Status OpenPlace(const std::string& path);
+  // True if a held one serves the path.
+  bool TakeHeld(const std::string& path);
   void Run();
   // Takes what waits at a socket. False: no descriptor is left.
   bool Accept(int listening);
@@ -135,7 +151,7 @@ class Listener {
   bool HasRoom();
   void ForgetEnded();
 
-  const Options options_;
+  Options options_;
   std::vector<std::string> paths_;
   std::vector<Place> places_;
   absl::AnyInvocable<void(int socket)> take_;

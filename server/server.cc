@@ -45,6 +45,8 @@ class Server::Impl {
     if (options.listen.empty()) options.listen.push_back(ipc::DefaultAddress());
     absl::StatusOr<std::unique_ptr<Listener>> listener =
         Listener::Open({.addresses = std::move(options.listen),
+                        .held = std::move(options.held),
+                        .pid = options.pid,
                         .connections_max = options.connections_max,
                         .user = user});
     if (!listener.ok()) return listener.status();
@@ -96,6 +98,7 @@ class Server::Impl {
   }
 
   const std::vector<std::string>& paths() const { return listener_->paths(); }
+  std::vector<std::pair<int, int>> descriptors() const { return listener_->descriptors(); }
 
   void AnnounceStop() {
     health_.Stop();
@@ -150,6 +153,8 @@ Server::~Server() = default;
 void Server::Serve() { impl_->Serve(); }
 
 const std::vector<std::string>& Server::paths() const { return impl_->paths(); }
+
+std::vector<std::pair<int, int>> Server::descriptors() const { return impl_->descriptors(); }
 
 void Server::AnnounceStop() { impl_->AnnounceStop(); }
 

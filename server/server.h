@@ -15,21 +15,28 @@
 #ifndef SERVER_SERVER_H_
 #define SERVER_SERVER_H_
 
+#include <sys/types.h>
+#include <unistd.h>
+
 #include <chrono>
 #include <cstddef>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "agent/agent.h"
+#include "server/listener.h"
 
 namespace deka::server {
 
 class Server {
  public:
   struct Options {
-    std::vector<std::string> listen = {};  // `unix:PATH` each; empty: ipc::DefaultAddress()
+    std::vector<std::string> listen = {};   // `unix:PATH` each; empty: ipc::DefaultAddress()
+    std::vector<Listener::Held> held = {};  // see Listener::Options
+    pid_t pid = getpid();                   // the same
     // At once; the calls of one more are answered with kConnectionsLimit, then its client is asked
     // to leave.
     size_t connections_max = 1024;
@@ -60,6 +67,9 @@ class Server {
 
   // The absolute paths of the sockets served.
   const std::vector<std::string>& paths() const;
+
+  // See Listener.
+  std::vector<std::pair<int, int>> descriptors() const;
 
   // Health is NOT_SERVING from now on, everything else goes on: for who stops the agent next.
   void AnnounceStop();

@@ -20,7 +20,7 @@ from deka.bridge.v1 import bridge_service_pb2_grpc
 AGENT = os.path.abspath(os.environ["DEKA_AGENT"])
 MANUAL = "docs/deka-agent.md"
 # Time, process, name, level.
-LOG_LINE = re.compile(r"\d\d:\d\d:\d\d\.\d{3} \d+ deka-agent (debug|info|warning|error) (.+)")
+LOG_LINE = re.compile(r"\d\d:\d\d:\d\d\.\d{3} \d+ deka-(?:agent|keeper) (debug|info|warning|error) (.+)")
 
 
 def log_lines(text):
@@ -240,7 +240,7 @@ class ServingTest(bridge.TestCase):
     def test_a_stale_socket(self):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
             dead.bind(os.path.join(self.directory, "agent.sock"))
-        agent = self.start_agent()
+        agent = self.start_agent(arguments=["--no-keeper"])
         agent.process.kill()
         agent.process.wait()
         self.assertTrue(os.path.exists(agent.path))
@@ -269,7 +269,7 @@ class ServingTest(bridge.TestCase):
                 child = agent.fork("echo.py")
                 self.assertEqual(child.get().pid, child.pid)
                 for number in closed:
-                    self.assertEqual(os.readlink(f"/proc/{agent.process.pid}/fd/{number}"), "/dev/null")
+                    self.assertEqual(os.readlink(f"/proc/{agent.pid}/fd/{number}"), "/dev/null")
                 self.assertEqual(agent.stop(), 0, agent.log())
 
     def test_limits_of_the_configuration(self):
@@ -327,14 +327,14 @@ class ServingTest(bridge.TestCase):
         """A process group of its own, stdin from /dev/null, the descriptor limit that the agent was started with."""
         before = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         agent = self.start_agent()
-        with open(f"/proc/{agent.process.pid}/limits", encoding="ascii") as limits:
+        with open(f"/proc/{agent.pid}/limits", encoding="ascii") as limits:
             soft, hard = next(line.split()[3:5] for line in limits if line.startswith("Max open files"))
         self.assertEqual(soft, hard)
         child = agent.fork("/bin/sh", "-c", "readlink /proc/self/fd/0; ulimit -Sn; read -r line <&3")
         observer = child.observe()
         self.assertEqual([event.text for event in observer.wait_for_count("output", 2)], ["/dev/null", str(before)])
         self.assertEqual(os.getpgid(child.pid), child.pid)
-        self.assertNotEqual(os.getpgid(agent.process.pid), child.pid)
+        self.assertNotEqual(os.getpgid(agent.pid), child.pid)
 
 
 class StoppingTest(bridge.TestCase):

@@ -25,7 +25,7 @@ absl::StatusOr<std::unique_ptr<AgentProgram>> AgentProgram::Start(const std::str
   std::ofstream(config_path) << config;
   absl::StatusOr<std::unique_ptr<Program>> program =
       Program::Start({.command = {Runfile("server/deka-agent"), "--listen", agent->target_,
-                                  "--config", config_path},
+                                  "--config", config_path, "--no-keeper"},
                       .channel = false,
                       .log_path = agent->log_path_});
   if (!program.ok()) return program.status();

@@ -313,6 +313,11 @@ class Agent:
             if time.monotonic() > end:
                 raise AssertionError(f"deka-agent does not serve {self.target}: {self.log()}")
 
+    @property
+    def pid(self):
+        """Of the process that answers; `process` is its keeper if it has one."""
+        return answer(self.stub.GetAgent, api.GetAgentRequest(name="agents/-")).agent.pid
+
     def log(self):
         with open(self.log_path, encoding="utf-8", errors="replace") as log:
             return log.read()
@@ -380,8 +385,20 @@ class Agent:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"deka-agent does not stop: {self.log()}") from None
 
+    def kill(self):
+        """Leaves nothing of it, neither keeper nor agent, without a word."""
+        pid = self.pid
+        self.process.kill()
+        self.process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not process_runs(pid), "the end of the agent")
+
     def close(self):
         """Frees what is held here. The agent has ended before, or is killed now."""
+        if self.process.poll() is None:
+            with contextlib.suppress(Exception):
+                self.kill()
         for observer in self.observers:
             observer.stop()
         for channel in self.channels:

@@ -140,7 +140,7 @@ class ChildInputTest(bridge.TestCase):
         self.check_goes_on("node", puppet, observer)
 
     def resident_kib(self):
-        with open(f"/proc/{self.agent.process.pid}/status", encoding="ascii") as status:
+        with open(f"/proc/{self.agent.pid}/status", encoding="ascii") as status:
             return next(int(line.split()[1]) for line in status if line.startswith("VmRSS:"))
 
     def test_a_message_at_the_limit_and_one_past(self):

@@ -114,8 +114,8 @@ class StopTest(bridge.TestCase):
         self.assertTrue(bridge.process_runs(grandchild))
 
     def test_it_is_killed_and_another_takes_over(self):
-        """Its children see the end of their channel; the next agent on the socket says that what was before is not known."""
-        agent = self.start_agent()
+        """Without a keeper its children see the end of their channel; the next agent on the socket says that what was before is not known."""
+        agent = self.start_agent(arguments=["--no-keeper"])
         puppet = bridge.Puppet(self, agent, dialect=bridge.NODE)
         observer = puppet.child.observe()
         observer.wait_for_last("started")

@@ -182,7 +182,9 @@ class AgentTest : public testing::Test {
 
   void StartAgent() {
     const std::string listen = "unix:" + agent_path();
-    const char* const arguments[] = {getenv("DEKA_AGENT"), "--listen", listen.c_str(), nullptr};
+    // Its end is the end of its children's channels.
+    const char* const arguments[] = {getenv("DEKA_AGENT"), "--listen", listen.c_str(),
+                                     "--no-keeper", nullptr};
     ASSERT_EQ(posix_spawn(&pid_, arguments[0], nullptr, nullptr,
                           const_cast<char* const*>(arguments), environ),
               0)
