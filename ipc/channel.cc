@@ -415,6 +415,8 @@ void Channel::QueueNack(uint64_t frame_begin) {
 }
 
 bool Channel::Write() {
+  // What another process has written of this memory's frames, and was killed before it told so.
+  if (!TellWritten()) return false;
   StreamMemory::Transfer& send = memory_.control().send;
   while (state_ != State::kClosed && !write_ended_ && !write_blocked_) {
     iovec parts[2];

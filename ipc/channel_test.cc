@@ -1626,6 +1626,78 @@ TEST_F(ChannelTest, AFloodOfSmallMessagesStaysInTheFirstPages) {
   EXPECT_LE(ResidentPages(*memory_), 2 + 2 * (StreamMemory::kReadBytesMax / 4096));
 }
 
+// --- what another process has left ---
+
+class ChannelFoundTest : public ChannelTest {
+ protected:
+  ChannelFoundTest() {
+    memory_.emplace(*StreamMemory::Allocate(options_.memory_limits()));
+    outbox_.emplace(*memory_);
+  }
+
+  void Accept(std::string_view json, uint64_t tag) {
+    outbox_->Stage({.prefix = {}, .value = json, .suffix = "\n"});
+    outbox_->Commit(tag, Outbox::Send::State::kQueued);
+  }
+
+  // As sendmmsg does it.
+  void WriteBytes(std::string_view bytes) {
+    EXPECT_EQ(send(ours_.get(), bytes.data(), bytes.size(), 0), static_cast<ssize_t>(bytes.size()));
+    memory_->control().send.Advance(static_cast<uint32_t>(bytes.size()));
+  }
+
+  std::optional<Outbox> outbox_;
+};
+
+TEST_F(ChannelFoundTest, WhatWasWrittenAndNotToldIsToldThoughNothingIsLeftToWrite) {
+  Accept("1", 1);
+  Accept("22", 2);
+  WriteBytes("1\n22\n");
+  OpenInMemory();
+  ASSERT_TRUE(UntilSent(2));
+  EXPECT_EQ(heard_.outcomes[0].tag, 1u);
+  EXPECT_EQ(heard_.outcomes[1].json, "22");
+  EXPECT_TRUE(heard_.outcomes[1].status.ok());
+  Send("3");
+  EXPECT_EQ(ReadPeerUntil(7), "1\n22\n3\n");
+}
+
+TEST_F(ChannelFoundTest, AFrameThatIsPartlyWrittenIsFinishedAndThoseBeforeItAreTold) {
+  Accept("1", 1);
+  Accept("2222", 2);
+  WriteBytes("1\n22");
+  OpenInMemory();
+  channel_->Disconnect(Channel::Mode::kNow);
+  ASSERT_TRUE(UntilSent(2));
+  EXPECT_TRUE(heard_.outcomes[0].status.ok());
+  EXPECT_TRUE(heard_.outcomes[1].status.ok());
+  EXPECT_EQ(ReadPeerUntil(7), "1\n2222\n");
+}
+
+TEST_F(ChannelFoundTest, WhatStandsBehindACancelledFrameIsNotWrittenTwice) {
+  Accept("1", 1);
+  Accept("2222", 2);
+  ASSERT_TRUE(outbox_->Cancel(1));
+  WriteBytes("22");
+  OpenInMemory();
+  ASSERT_TRUE(UntilSent(1));
+  EXPECT_EQ(heard_.outcomes[0].tag, 2u);
+  Send("3");
+  EXPECT_EQ(ReadPeerUntil(7), "2222\n3\n");
+}
+
+TEST_F(ChannelFoundTest, AllBehindACancelledFrameIsWritten) {
+  Accept("1", 1);
+  Accept("2222", 2);
+  ASSERT_TRUE(outbox_->Cancel(1));
+  WriteBytes("2222\n");
+  OpenInMemory();
+  ASSERT_TRUE(UntilSent(1));
+  EXPECT_EQ(heard_.outcomes[0].tag, 2u);
+  Send("3");
+  EXPECT_EQ(ReadPeerUntil(7), "2222\n3\n");
+}
+
 // --- opening ---
 
 TEST_F(ChannelTest, LimitsThatDoNotFitAreRefusedByName) {

@@ -420,7 +420,10 @@ bool Outbox::Cancel(uint64_t tag) {
 
 void Outbox::SkipCancelled() {
   while (!empty() && front().state == Send::State::kCancelled) {
-    control_.send.Advance(static_cast<uint32_t>(front().end) - control_.send.Position());
+    // Another process may have skipped it, and written what comes behind it, but not stored that.
+    if (sent() < front().end) {
+      control_.send.Advance(static_cast<uint32_t>(front().end) - control_.send.Position());
+    }
     settled_ = front().end;
     ++first_;
     --cancelled_;
