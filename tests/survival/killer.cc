@@ -106,7 +106,7 @@ void Killer::Kill(bool quick) {
   if (quick) AwaitTime(last + time);
   std::optional<pid_t> agent;
   ipc::Descriptor process;
-  while (!(agent = FindAgent()) || (!quick && !AwaitAnswer(*agent, time)) ||
+  while (!(agent = FindAgent()) || (!quick && !AwaitWork(*agent, time)) ||
          !(process = Open(*agent)).valid()) {
     if (Clock::now() > deadline) {
       verdict_.Violation(fmt::format(
@@ -133,15 +133,15 @@ void Killer::Kill(bool quick) {
                             quick ? "quick" : "slow", *agent, answered ? "" : "not "));
 }
 
-bool Killer::AwaitAnswer(pid_t agent, milliseconds ago) {
+bool Killer::AwaitWork(pid_t agent, milliseconds ago) {
   const auto deadline = Clock::now() + milliseconds(100);
   Clock::time_point time;
   {
     ipc::MutexLock lock(mutex_);
-    while (answered_ != agent) {
+    while (answered_ != agent || attached_kills_ != kills_) {
       if (!changed_.WaitUntil(mutex_, deadline)) return false;
     }
-    time = answered_time_ + ago;
+    time = std::max(answered_time_, attached_time_) + ago;
   }
   AwaitTime(time);
   return true;
@@ -187,6 +187,8 @@ void Killer::Probe() {
 void Killer::Attached() {
   ipc::MutexLock lock(mutex_);
   attached_kills_ = kills_;
+  attached_time_ = Clock::now();
+  changed_.NotifyAll();
 }
 
 void Killer::Event() {

@@ -40,7 +40,7 @@ class Killer {
   ~Killer();
 
   // Half of the kills come 10 to 60 ms after the one before, the others 200 ms after the agent has
-  // answered a client. In an order that the seed draws.
+  // answered a client and the witness observes it. In an order that the seed draws.
   void Run();
   // It kills no more: there is no agent to kill.
   bool stopping() const { return stopping_; }
@@ -62,8 +62,8 @@ class Killer {
  private:
   std::optional<pid_t> FindAgent() const;
   void Probe();
-  // False if it has not answered yet, after some time.
-  bool AwaitAnswer(pid_t agent, std::chrono::milliseconds ago);
+  // False if it does not yet, after some time.
+  bool AwaitWork(pid_t agent, std::chrono::milliseconds ago);
   void Kill(bool quick);
 
   const Options options_;
@@ -81,6 +81,7 @@ class Killer {
   Clock::time_point killed_time_ ABSL_GUARDED_BY(mutex_) = Clock::now();
   bool measured_ ABSL_GUARDED_BY(mutex_) = true;  // the last kill, or it is not to be
   int attached_kills_ ABSL_GUARDED_BY(mutex_) = 0;
+  Clock::time_point attached_time_ ABSL_GUARDED_BY(mutex_) = Clock::now();
   std::vector<double> takeovers_ms_ ABSL_GUARDED_BY(mutex_);
   std::vector<double> downtimes_ms_ ABSL_GUARDED_BY(mutex_);
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
