@@ -136,7 +136,8 @@ absl::Status KeeperLink::AwaitGo() {
     return NotOurs(fmt::format("it holds what version {} has left, and this is version {}",
                                memory_->version, agent::AgentMemory::kVersion));
   }
-  if (memory_->next_sequence < 1 || memory_->redo.last > memory_->next_sequence) {
+  // A redo of a batch that was not decided may stand there, beyond it: it is not done.
+  if (memory_->next_sequence < 1) {
     return NotOurs(fmt::format("the file of the agent holds next_sequence {}, which cannot be",
                                memory_->next_sequence));
   }
