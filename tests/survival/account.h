@@ -16,6 +16,10 @@ namespace deka::storm {
 struct Account {
   static constexpr size_t kReceiptsMax = size_t{1} << 21;
 
+  // Stored by the storm: its messages and lines that the witness was shown. A child that floods
+  // keeps not too far ahead of it, as a log is not endless.
+  std::atomic<uint64_t> shown;
+
   std::atomic<uint64_t> began;  // messages
   std::atomic<uint64_t> written;
   std::atomic<uint64_t> lines[2];   // of stdout and stderr

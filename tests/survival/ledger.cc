@@ -18,27 +18,6 @@
 namespace deka::storm {
 namespace {
 
-// An account as its child has left it.
-class MappedAccount {
- public:
-  explicit MappedAccount(const std::string& path) {
-    const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (file < 0) return;
-    void* const mapped = mmap(nullptr, sizeof(Account), PROT_READ, MAP_SHARED, file, 0);
-    close(file);
-    if (mapped != MAP_FAILED) account_ = static_cast<const Account*>(mapped);
-  }
-  ~MappedAccount() {
-    if (account_ != nullptr) munmap(const_cast<Account*>(account_), sizeof(Account));
-  }
-  MappedAccount(const MappedAccount&) = delete;
-  MappedAccount& operator=(const MappedAccount&) = delete;
-  const Account* get() const { return account_; }
-
- private:
-  const Account* account_ = nullptr;
-};
-
 int64_t MicrosecondsOf(const v1::Event& event) {
   return event.time().seconds() * 1'000'000 + event.time().nanos() / 1000;
 }
@@ -111,6 +90,24 @@ size_t Verdict::violations() const {
   return violations_;
 }
 
+// --- MappedAccount ---
+
+MappedAccount::MappedAccount(const std::string& path) {
+  // Whoever comes first makes it: the child may not have run yet.
+  const int file = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  if (file < 0) return;
+  void* mapped = MAP_FAILED;
+  if (ftruncate(file, sizeof(Account)) == 0) {
+    mapped = mmap(nullptr, sizeof(Account), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  }
+  close(file);
+  if (mapped != MAP_FAILED) account_ = static_cast<Account*>(mapped);
+}
+
+MappedAccount::~MappedAccount() {
+  if (account_ != nullptr) munmap(account_, sizeof(Account));
+}
+
 // --- Ledger ---
 
 uint64_t HashOf(const v1::Event& event) {
@@ -162,6 +159,7 @@ void Ledger::Saw(const v1::Event& event) {
     }
     book.plan = &plan->second;
     book.id = event.child();
+    book.account = std::make_shared<MappedAccount>(book.plan->account);
     ++figures_.children;
   }
   if (book.plan == nullptr) {
@@ -190,6 +188,9 @@ void Ledger::Saw(const v1::Event& event) {
   }
   book.child_sequence = event.child_sequence();
   Saw(book, event);
+  if (Account* const account = book.account->get(); account != nullptr) {
+    account->shown = book.messages + book.lines[0] + book.lines[1];
+  }
 }
 
 void Ledger::Saw(Book& book, const v1::Event& event) {
@@ -465,11 +466,10 @@ void Ledger::CheckAll() const {
 
 void Ledger::Check(const Book& book) const {
   const ChildPlan& plan = *book.plan;
-  const MappedAccount mapped(plan.account);
-  if (mapped.get() == nullptr) {
+  if (book.account->get() == nullptr) {
     return verdict_.Violation(fmt::format("{} has left no account", plan.key));
   }
-  const Account& account = *mapped.get();
+  const Account& account = *book.account->get();
   if (!book.closed) verdict_.Violation(fmt::format("{} has not closed", plan.key));
   if (account.failed != 0) {
     verdict_.Violation(
@@ -588,13 +588,13 @@ std::string Ledger::ToText() const {
   std::string text;
   for (const auto& [id, book] : books_) {
     if (book.plan == nullptr || book.closed) continue;
-    const MappedAccount account(book.plan->account);
+    const Account* const account = book.account->get();
     text += fmt::format(
         "  {} ({}): {} events, {} messages, {} sends; it has written {} and read {}{}{}\n",
         book.plan->key, id, book.child_sequence, book.messages, book.sends.size(),
-        account.get() == nullptr ? 0 : account.get()->written.load(),
-        account.get() == nullptr ? 0 : account.get()->read.load(),
-        book.disconnected ? ", disconnected" : "", book.exited ? ", exited" : "");
+        account == nullptr ? 0 : account->written.load(),
+        account == nullptr ? 0 : account->read.load(), book.disconnected ? ", disconnected" : "",
+        book.exited ? ", exited" : "");
   }
   return text;
 }

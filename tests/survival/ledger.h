@@ -12,8 +12,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
-#include <optional>
-#include <set>
+#include <memory>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -49,6 +48,21 @@ class Verdict {
   Clock::time_point kill_time_ ABSL_GUARDED_BY(mutex_) = start_;
 };
 
+// The account of a child.
+class MappedAccount {
+ public:
+  explicit MappedAccount(const std::string& path);
+  ~MappedAccount();
+  MappedAccount(const MappedAccount&) = delete;
+  MappedAccount& operator=(const MappedAccount&) = delete;
+
+  // Null: there is none.
+  Account* get() const { return account_; }
+
+ private:
+  Account* account_ = nullptr;
+};
+
 // How a child is to end.
 enum class End { kExits, kKilled, kDisconnected };
 
@@ -59,6 +73,7 @@ struct ChildPlan {
   uint64_t seed = 0;
   int code = 0;
   uint64_t count = 0;
+  uint64_t ahead = 0;
   End end = End::kExits;
   bool node = false;  // the dialect
   std::string account = {};
@@ -137,6 +152,7 @@ class Ledger {
  private:
   struct Book {
     const ChildPlan* plan = nullptr;
+    std::shared_ptr<MappedAccount> account;
     std::string id;
     int64_t child_sequence = 0;
     uint64_t messages = 0;

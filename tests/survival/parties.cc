@@ -60,8 +60,9 @@ v1::ChildSpec Scene::SpecOf(const ChildPlan& plan) const {
   v1::ChildSpec spec;
   spec.set_display_name(plan.key);
   spec.set_program(child_program);
-  for (const std::string& argument : {plan.account, std::to_string(plan.seed), plan.role,
-                                      std::to_string(plan.code), std::to_string(plan.count)}) {
+  for (const std::string& argument :
+       {plan.account, std::to_string(plan.seed), plan.role, std::to_string(plan.code),
+        std::to_string(plan.count), std::to_string(plan.ahead)}) {
     spec.add_args(argument);
   }
   (*spec.mutable_labels())["storm"] = plan.key;

@@ -206,6 +206,7 @@ class Storm {
                           .seed = Mix(options_.seed ^ HashOf(key)),
                           .code = ++code,
                           .count = kind.count,
+                          .ahead = options_.small_logs ? 0u : 4000u,
                           .node = i == 2,
                           .account = fmt::format("{}/{}.account", directory_.path(), key)});
         const absl::StatusOr<Child> child = client.Fork(scene_.SpecOf(plan));

@@ -1,6 +1,6 @@
 // A child of a storm: does what its role says until it is told to stop, and keeps an account.
 //
-//   storm_child ACCOUNT SEED ROLE CODE COUNT
+//   storm_child ACCOUNT SEED ROLE CODE COUNT AHEAD
 //
 //   flood  bursts of up to COUNT numbered messages, as fast as they are taken, with short pauses
 //   half   messages in pieces, with pauses in the middle of a frame
@@ -9,7 +9,9 @@
 //   print  numbered lines on stdout and stderr, and a message now and then
 //   burst  COUNT messages and lines, then it ends at once; it reads nothing
 //
-// Told to stop, or at the channel's end, it writes what it has begun and exits with CODE.
+// With AHEAD those that write by themselves pause when so many of their messages and lines were not
+// shown yet. Told to stop, or at the channel's end, it writes what it has begun and exits with
+// CODE.
 
 #include <errno.h>
 #include <fcntl.h>
@@ -43,8 +45,9 @@ constexpr std::string_view kEnvelope = R"({"cmd":"NODE_HANDLE","msg":)";
 
 class Child {
  public:
-  Child(const char* account, uint64_t seed, std::string_view role, int code, uint64_t count)
-      : seed_(seed), random_(seed), role_(role), code_(code), count_(count) {
+  Child(const char* account, uint64_t seed, std::string_view role, int code, uint64_t count,
+        uint64_t ahead)
+      : seed_(seed), random_(seed), role_(role), code_(code), count_(count), ahead_(ahead) {
     const int file = open(account, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (file < 0 || ftruncate(file, sizeof(Account)) != 0) Die(account);
     void* const mapped =
@@ -62,7 +65,7 @@ class Child {
 
   [[noreturn]] void Run() {
     if (role_ == "flood") {
-      while (!over()) {
+      for (; !over(); AwaitShown()) {
         for (uint64_t burst = random_.Between(1, count_); burst > 0; --burst) {
           Queue(MessageOf(seed_, ++number_));
           if (queued_.size() >= random_.Between(1, 64 << 10)) Flush();
@@ -71,7 +74,7 @@ class Child {
         Read(static_cast<int>(random_.Below(20)));
       }
     } else if (role_ == "half") {
-      while (!over()) {
+      for (; !over(); AwaitShown()) {
         Queue(MessageOf(seed_, ++number_));
         if (random_.Below(3) == 0) Queue(MessageOf(seed_, ++number_));
         const std::string bytes = Take();
@@ -94,7 +97,7 @@ class Child {
         Read(-1, 1 + random_.Below(32 << 10));
       }
     } else if (role_ == "print") {
-      while (!over()) {
+      for (; !over(); AwaitShown()) {
         for (uint64_t lines = random_.Between(1, 40); lines > 0; --lines) PrintLine();
         Queue(MessageOf(seed_, ++number_));
         Flush();
@@ -116,6 +119,13 @@ class Child {
 
  private:
   bool over() const { return stopped_ || account_->ended != 0; }
+
+  void AwaitShown() {
+    while (ahead_ > 0 && !over() &&
+           number_ + account_->lines[0] + account_->lines[1] > account_->shown + ahead_) {
+      Read(5);
+    }
+  }
 
   void Queue(const std::string& value) {
     if (deka_) queued_ += kEnvelope;
@@ -201,6 +211,7 @@ class Child {
   const std::string_view role_;
   const int code_;
   uint64_t count_;
+  const uint64_t ahead_;
   Account* account_ = nullptr;
   bool deka_ = false;
   int channel_ = -1;
@@ -214,11 +225,11 @@ class Child {
 }  // namespace deka::storm
 
 int main(int argc, char** argv) {
-  if (argc < 6) {
-    fprintf(stderr, "usage: storm_child ACCOUNT SEED ROLE CODE COUNT\n");
+  if (argc < 7) {
+    fprintf(stderr, "usage: storm_child ACCOUNT SEED ROLE CODE COUNT AHEAD\n");
     return 2;
   }
   deka::storm::Child(argv[1], strtoull(argv[2], nullptr, 10), argv[3], atoi(argv[4]),
-                     strtoull(argv[5], nullptr, 10))
+                     strtoull(argv[5], nullptr, 10), strtoull(argv[6], nullptr, 10))
       .Run();
 }
