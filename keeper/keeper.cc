@@ -463,9 +463,13 @@ void Keeper::AgentEnded(int status) {
       Finish(WEXITSTATUS(status));
       return;
     }
-    if (ended.replaced && spare_->ready) return;
     Say(Level::kWarning, "agent %d %s while it stopped", ended.pid, how.text);
-    EndChildren();
+    agent_at_ = now_;
+    if (spare_->ready) {
+      stop_by_ = now_ + options_.stop_ms_max;
+    } else {
+      EndChildren();
+    }
     return;
   }
   if (WIFEXITED(status) && !was_ready_ && Running() == 0) {
@@ -520,9 +524,8 @@ void Keeper::Stop(int signal_number) {
   }
   if (stop_ == 0) {
     stop_by_ = now_ + options_.stop_ms_max;
-    // Or the spare is the one that will stop, in the place of an agent that is gone.
-    const bool is_next = spare_->ready && (agent_->pid == 0 || agent_->replaced);
-    if (!is_next) {
+    // One that is ready stops in the place of an agent that is killed before it has.
+    if (!spare_->ready) {
       Drop(*spare_);
       CloseProgram(upgrade_);
     }

@@ -533,6 +533,17 @@ class KeeperTest : public testing::Test {
     }
   }
 
+  // Launches with an agent that is ready, and no spare that is.
+  Agent& LaunchWithoutSpare(const std::vector<std::string>& options) {
+    agents_->SetHabit([](Agent&, const Message&) {});
+    Launch(options);
+    Agent& agent = agents_->At(0);
+    agents_->Take(agent, Type::kGo);
+    agents_->Send(agent, {.type = Type::kReady, .id = kLayout, .number = kProtocolVersion});
+    agents_->At(1);
+    return agent;
+  }
+
   // Ends the agent from outside. It is there to be waited for then.
   void Kill(Agent& agent) {
     const Descriptor pidfd(static_cast<int>(syscall(SYS_pidfd_open, agent.pid, 0)));
@@ -1441,7 +1452,6 @@ TEST_F(KeeperTest, StopIsTheAgentsAndItsExitCodeTheKeepers) {
     const pid_t child = SpawnEcho(agent, 1, channel);
     kill(keeper_, signal);
     EXPECT_EQ(agents_->Take(agent, Type::kStop).message.detail, 0u);
-    agents_->AwaitGone(spare);
     kill(keeper_, signal);
     EXPECT_EQ(agents_->Take(agent, Type::kStop).message.detail, 1u);
     // Still at its service.
@@ -1449,8 +1459,37 @@ TEST_F(KeeperTest, StopIsTheAgentsAndItsExitCodeTheKeepers) {
     SpawnEcho(agent, 2, another);
     agents_->Send(agent, {.type = fake::kExit, .status = 17});
     EXPECT_EQ(AwaitExit(), 17);
+    agents_->AwaitGone(spare);
     EXPECT_EQ(kill(child, 0), 0);  // what the agent leaves runs on
   }
+}
+
+TEST_F(KeeperTest, SpareStopsInThePlaceOfAnAgentThatIsKilledMeanwhile) {
+  Launch();
+  Agent& agent = agents_->At(0);
+  Agent& spare = ReadySpare(agent, 1);
+  const Pair channel;
+  SpawnEcho(agent, 1, channel);
+  kill(keeper_, SIGTERM);
+  agents_->Take(agent, Type::kStop);
+  kill(agent.pid, SIGKILL);
+  agents_->Take(spare, Type::kGo);
+  EXPECT_EQ(agents_->Take(spare, Type::kStop).message.detail, 0u);
+  EXPECT_EQ(agents_->Take(spare, Type::kChild, 1).descriptors.size(), 2u);
+  agents_->Send(spare, {.type = fake::kExit, .status = 0});
+  EXPECT_EQ(AwaitExit(), 0);
+}
+
+TEST_F(KeeperTest, SpareStopsInThePlaceOfAnAgentThatDoesNot) {
+  Launch({"stop_ms_max=200"});
+  Agent& agent = agents_->At(0);
+  Agent& spare = ReadySpare(agent, 1);
+  kill(keeper_, SIGTERM);
+  agents_->AwaitSaid("has not stopped in time and is killed");
+  agents_->Take(spare, Type::kGo);
+  agents_->Take(spare, Type::kStop);
+  agents_->Send(spare, {.type = fake::kExit, .status = 3});
+  EXPECT_EQ(AwaitExit(), 3);
 }
 
 TEST_F(KeeperTest, HangupThatWasIgnoredAtTheStartStaysSo) {
@@ -1465,9 +1504,7 @@ TEST_F(KeeperTest, HangupThatWasIgnoredAtTheStartStaysSo) {
 }
 
 TEST_F(KeeperTest, AgentThatDoesNotStopIsKilledAndTheKeeperEndsTheChildren) {
-  Launch({"stop_ms_max=50", "end_ms_max=100"});
-  Agent& agent = agents_->At(0);
-  ReadySpare(agent, 1);
+  Agent& agent = LaunchWithoutSpare({"stop_ms_max=50", "end_ms_max=100"});
   Pipe obeys;
   Pipe ignores;
   const Pair channel;
@@ -1500,9 +1537,7 @@ TEST_F(KeeperTest, AgentThatDoesNotStopHasNoChildrenToWaitFor) {
 }
 
 TEST_F(KeeperTest, SignalWhileTheKeeperEndsTheChildrenHurriesIt) {
-  Launch({"end_ms_max=600000"});
-  Agent& agent = agents_->At(0);
-  ReadySpare(agent, 1);
+  Agent& agent = LaunchWithoutSpare({"end_ms_max=600000"});
   Pipe up;
   const Pair channel;
   Program program = Shell("trap '' TERM; echo up; cat <&3", 3);
