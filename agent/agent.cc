@@ -127,6 +127,7 @@ class Agent::Impl : public std::enable_shared_from_this<Agent::Impl> {
         log_({.agent = options_.id,
               .logs_bytes_max = options_.limits.logs_bytes_max,
               .observers_max = options_.limits.observers_max,
+              .incarnation = options_.lineage.incarnation,
               .memory = options_.memory}),
         queues_(options_.limits.queues_bytes_max),
         forget_timer_(loop),
@@ -171,7 +172,10 @@ class Agent::Impl : public std::enable_shared_from_this<Agent::Impl> {
 
   void PostLineage(Lineage lineage) {
     loop_.Post([weak = weak_from_this(), lineage] {
-      if (const std::shared_ptr<Impl> self = weak.lock()) self->lineage_ = lineage;
+      const std::shared_ptr<Impl> self = weak.lock();
+      if (self == nullptr) return;
+      self->lineage_ = lineage;
+      if (lineage.degraded) self->log_.Degrade();
     });
   }
 
@@ -720,6 +724,7 @@ v1::Agent Agent::Impl::ToProto() const {
   agent.set_keeper_pid(lineage_.keeper_pid);
   agent.set_spare_pid(lineage_.spare_pid);
   agent.set_incarnation(lineage_.incarnation);
+  agent.set_degraded(lineage_.degraded);
   *agent.mutable_start_time() = google::protobuf::util::TimeUtil::MicrosecondsToTimestamp(
       std::chrono::duration_cast<microseconds>(start_time_.time_since_epoch()).count());
   agent.set_epoch(log_.epoch());

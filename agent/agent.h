@@ -68,6 +68,7 @@ struct Lineage {
   pid_t keeper_pid = 0;     // outlives the agent; 0: none
   pid_t spare_pid = 0;      // takes over when the agent ends; 0: none
   int64_t incarnation = 1;  // how many agents there were, this one included
+  bool degraded = false;    // the keeper has ended
 };
 
 // Who asks: see v1::Sender.
@@ -112,7 +113,8 @@ class Agent {
 
   const std::string& id() const;
 
-  // What GetAgent tells from here on, in requests made afterwards. Any thread.
+  // What GetAgent tells from here on, in requests made afterwards, and observations of `degraded`,
+  // which stays. Any thread.
   void SetLineage(Lineage lineage);
 
   // --- In process, on the loop's thread. ---

@@ -390,12 +390,27 @@ void EventLog::Forget(std::shared_ptr<Log> log) {
   for (const std::shared_ptr<Wakeup>& wakeup : wakeups) wakeup->Call();
 }
 
+void EventLog::Degrade() {
+  {
+    ipc::MutexLock lock(mutex_);
+    degraded_ = true;
+  }
+  WakeAll();
+}
+
 void EventLog::Close() {
   Commit();
-  std::vector<std::shared_ptr<Wakeup>> wakeups;
   {
     ipc::MutexLock lock(mutex_);
     closing_ = true;
+  }
+  WakeAll();
+}
+
+void EventLog::WakeAll() {
+  std::vector<std::shared_ptr<Wakeup>> wakeups;
+  {
+    ipc::MutexLock lock(mutex_);
     for (LogObservation* observer : observers_) wakeups.push_back(observer->wakeup());
   }
   for (const std::shared_ptr<Wakeup>& wakeup : wakeups) wakeup->Call();

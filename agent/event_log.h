@@ -166,6 +166,7 @@ class EventLog {
     std::string agent;
     size_t logs_bytes_max = 256 << 20;
     size_t observers_max = 1024;
+    int64_t incarnation = 1;  // what observers are told of the agent
     // Goes on with what it holds; outlives the log. Null: the log has its own.
     AgentMemory* memory = nullptr;
   };
@@ -241,6 +242,9 @@ class EventLog {
   // Drops the log of an ended child: who has not read all of it gets a gap.
   void Forget(std::shared_ptr<Log> log);
 
+  // Tells the observers at once that the agent is degraded, and those that come later.
+  void Degrade();
+
   // Ends the observations, with AGENT_STOPPING, as soon as each has shown all that is committed.
   void Close();
 
@@ -283,6 +287,7 @@ class EventLog {
   void Charge(Log& log, uint64_t end);
   void SetCharge(Log& log, uint64_t bytes);
   void Yield();
+  void WakeAll();
   // Calls what OnRead was given.
   static void TellRead(Log& log);
   bool YieldSome(Log& log, uint64_t bytes) ABSL_NO_THREAD_SAFETY_ANALYSIS;
@@ -306,6 +311,7 @@ class EventLog {
   int64_t forgotten_through_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t forgotten_time_us_ ABSL_GUARDED_BY(mutex_) = 0;
   bool closing_ ABSL_GUARDED_BY(mutex_) = false;
+  bool degraded_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace deka::agent

@@ -102,6 +102,9 @@ absl::Status LogObservation::Begin() {
   attached_.set_agent(log_.agent());
   attached_.set_epoch(log_.epoch());
   attached_.set_head(log_.head_);
+  attached_.set_incarnation(log_.options_.incarnation);
+  attached_.set_degraded(log_.degraded_);
+  degraded_told_ = log_.degraded_;
   attached_.set_response_bytes_max(
       static_cast<int64_t>(spec_.response_bytes_max + ObservationSpec::kEnvelopeBytes));
   int64_t first_sequence = log_.head_ + 1;
@@ -272,7 +275,8 @@ void LogObservation::OnReady(absl::AnyInvocable<void()> ready) {
     ipc::MutexLock lock(log_.mutex_);
     const bool now = step_ != Step::kEvents || end_ || !gaps_.empty() || !heap_.empty() ||
                      !candidates_.empty() || (!skipping_ && log_.head_ > cursor_) ||
-                     !forgotten_.empty() || log_.closing_ || Clock::now() >= time();
+                     !forgotten_.empty() || log_.closing_ || log_.degraded_ != degraded_told_ ||
+                     Clock::now() >= time();
     if (!now) {
       skipping_ = true;
       wakeup_->Arm(std::move(ready));
@@ -317,19 +321,27 @@ void LogObservation::TakeHeartbeat(Response& response) {
   *heartbeat.mutable_cursor() = cursor();
   heartbeat.set_delivered(delivered_);
   heartbeat.set_dropped(dropped_);
+  heartbeat.set_degraded(degraded_told_);
   response.Set(message);
 }
 
 Observation::Next LogObservation::TakeNext(Response& response) {
+  bool degraded = false;
   {
     ipc::MutexLock lock(log_.mutex_);
     if (skipping_) cursor_ = log_.head_;
     skipping_ = false;
+    degraded = log_.degraded_;
   }
   if (step_ == Step::kEnded) return Next::kEnd;
   now_ = Clock::now();
   work_left_ = kWorkMax;
   if (!end_ && now_ >= deadline_) end_ = v1::Fin::REASON_DURATION;
+  if (step_ == Step::kEvents && degraded != degraded_told_) {
+    degraded_told_ = degraded;
+    TakeHeartbeat(response);
+    return Next::kResponse;
+  }
   if (step_ == Step::kEvents) return TakeEvents(response);
   if (end_ && step_ != Step::kStart) return TakeFin(response);
   if (step_ == Step::kStart) {

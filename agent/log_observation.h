@@ -226,6 +226,7 @@ class LogObservation final : public Observation {
   size_t closed_places_ = 0;                 // places_ before this are of children that have closed
   std::shared_ptr<const EventBlock> block_;  // the last one read: others may come by
   const Log* block_log_ = nullptr;           // whose it is
+  bool degraded_told_ = false;               // that the agent is
   int64_t delivered_ = 0;
   int64_t dropped_ = 0;
   std::optional<v1::Fin::Reason> end_;

@@ -598,6 +598,29 @@ TEST_F(LogObservationTest, AnEventBeyondTheResponseIsCutBetweenCharacters) {
   }
 }
 
+TEST_F(LogObservationTest, TellsAtOnceThatTheAgentIsDegraded) {
+  const auto a = AddChild("a");
+  const auto observation = Observe([](Asked&) {});
+  EXPECT_FALSE(Show(*observation).attached.degraded());
+  int woken = 0;
+  observation->OnReady([&] { ++woken; });
+  log_.Degrade();
+  EXPECT_EQ(woken, 1);
+  Response response;
+  ASSERT_EQ(observation->TakeNext(response), Observation::Next::kResponse);
+  v1::ObserveResponse told;
+  ASSERT_TRUE(told.ParseFromString(response.ToString()));
+  EXPECT_TRUE(told.heartbeat().degraded());
+  EXPECT_EQ(observation->TakeNext(response), Observation::Next::kWait) << "once";
+  observation->TakeHeartbeat(response);
+  ASSERT_TRUE(told.ParseFromString(response.ToString()));
+  EXPECT_TRUE(told.heartbeat().degraded());
+  const auto late = Observe([](Asked&) {});
+  const Shown shown = Show(*late);
+  EXPECT_TRUE(shown.attached.degraded());
+  EXPECT_EQ(shown.attached.incarnation(), 1);
+}
+
 // --- Waking. ---
 
 TEST_F(LogObservationTest, IsWokenOnceForWhatItWaitsFor) {

@@ -48,7 +48,17 @@ class TestKeeper : public ipc::Keeper {
     }
   }
 
+  bool gone() const override { return gone_; }
+  // As if it had ended.
+  void Go() { gone_ = true; }
+
   spawn::Started Start(uint64_t number, const spawn::Options& options, const Held& held) override {
+    if (gone_) {
+      spawn::Started failed;
+      failed.failed_step = spawn::Step::kStart;
+      failed.error = EPIPE;
+      return failed;
+    }
     const spawn::Started started = spawn::Spawn(options);
     if (started.failed_step != spawn::Step::kNone) return started;
     Child& child = children_[number];
@@ -120,6 +130,7 @@ class TestKeeper : public ipc::Keeper {
 
  private:
   ipc::EventLoop& loop_;
+  bool gone_ = false;
 };
 
 class RecoveryTest : public AgentTest {

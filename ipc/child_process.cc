@@ -171,6 +171,15 @@ absl::Status TooLong(const std::vector<std::string>& arguments,
                   bytes));
 }
 
+absl::Status KeeperGoneError() {
+  return MakeError(Reason::kKeeperGone,
+                   fmt::format("The keeper of agent process {}, which starts its children, has "
+                               "ended: nothing can be started any more. The children that there "
+                               "are go on; when they have ended, stop the agent (kill {}) and "
+                               "start a new one.",
+                               getpid(), getpid()));
+}
+
 absl::Status SpawnError(const std::string& program, const std::string& directory,
                         const spawn::Started& started) {
   const std::string cause = std::strerror(started.error);
@@ -381,6 +390,7 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Fork(EventLoop& loop
     return TooLong(arguments, environment);
   }
   if (started.failed_step != spawn::Step::kNone) {
+    if (child->keeper_ != nullptr && child->keeper_->gone()) return KeeperGoneError();
     return SpawnError(options.program, options.cwd, started);
   }
 

@@ -123,9 +123,9 @@ class ChildProcess : private Channel::Listener {
   static StreamMemory::Limits MemoryLimits(const ForkOptions& options);
 
   // Starts the program. A spawn that fails is a typed error at once: kProgramNotFound
-  // (its interpreter or cwd too), kProgramNotExecutable, kDescriptorsExhausted, kSpawnFailed (which
-  // step and why), kInvalidArgument for options that cannot be. `listener` outlives the child's
-  // object.
+  // (its interpreter or cwd too), kProgramNotExecutable, kDescriptorsExhausted, kKeeperGone,
+  // kSpawnFailed (which step and why), kInvalidArgument for options that cannot be. `listener`
+  // outlives the child's object.
   static absl::StatusOr<std::unique_ptr<ChildProcess>> Fork(EventLoop& loop, ForkOptions options,
                                                             Listener& listener, Custody custody);
   static absl::StatusOr<std::unique_ptr<ChildProcess>> Fork(EventLoop& loop, ForkOptions options,

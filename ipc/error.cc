@@ -52,6 +52,7 @@ constexpr Row kTable[] = {
     {Reason::kSignalNotPermitted, "SIGNAL_NOT_PERMITTED", StatusCode::kPermissionDenied, 0},
     // Children live long: waiting does not help, ending one does.
     {Reason::kChildrenLimit, "CHILDREN_LIMIT", StatusCode::kResourceExhausted, 0},
+    {Reason::kKeeperGone, "KEEPER_GONE", StatusCode::kFailedPrecondition, 0},
 
     {Reason::kInvalidArgument, "INVALID_ARGUMENT", StatusCode::kInvalidArgument, 0},
     {Reason::kRequestIdReused, "REQUEST_ID_REUSED", StatusCode::kAlreadyExists, 0},

@@ -45,6 +45,7 @@ enum class Reason : uint8_t {
   kNoProcess,           // its channel was adopted without it: there is nobody to signal
   kSignalNotPermitted,  // its process runs as another user now
   kChildrenLimit,
+  kKeeperGone,  // who starts children and outlives the agent has ended
 
   // Requests.
   kInvalidArgument,

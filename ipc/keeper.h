@@ -26,6 +26,9 @@ class Keeper {
 
   virtual ~Keeper() = default;
 
+  // It has ended: Start fails from now on, and OnEnd tells nothing.
+  virtual bool gone() const = 0;
+
   // As spawn::Spawn. The program is the keeper's child. Once it is started a successor will hear of
   // it, though this process should be killed before it does.
   virtual spawn::Started Start(uint64_t number, const spawn::Options& options,

@@ -295,6 +295,7 @@ class AgentProcess {
         "survive this agent. Start a new one when they have ended.");
     lineage_.keeper_pid = 0;
     lineage_.spare_pid = 0;
+    lineage_.degraded = true;
     agent_->SetLineage(lineage_);
   }
 

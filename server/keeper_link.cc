@@ -296,9 +296,7 @@ spawn::Started KeeperLink::Start(uint64_t number, const spawn::Options& options,
     if (!Receive(0, packet)) return failed;
     const Message& answer = packet.message;
     if (answer.type != Type::kSpawned || answer.id != number) {
-      for (size_t i = 0; i < packet.count; ++i) close(packet.descriptors[i]);
-      heard_.push_back(answer);
-      turn_->Schedule();
+      Defer(packet);
       continue;
     }
     spawn::Started started;
@@ -343,17 +341,24 @@ bool KeeperLink::Send(const Message& message, const std::vector<int>& descriptor
     const int error = keeper::SendPacket(socket_.get(), MSG_DONTWAIT, message, descriptors.data(),
                                          descriptors.size());
     if (error == 0) return true;
+    if (error == EPIPE) {
+      // What it said before its end comes first.
+      for (Packet packet; Receive(MSG_DONTWAIT, packet);) Defer(packet);
+      return false;
+    }
     if (error != EAGAIN && error != ETOOMANYREFS) return false;
     // The keeper may be waiting for its own words to be read.
     pollfd ready = {.fd = socket_.get(), .events = POLLIN | POLLOUT, .revents = 0};
     poll(&ready, 1, error == EAGAIN ? -1 : 10);
-    if (Packet packet; (ready.revents & POLLIN) && Receive(MSG_DONTWAIT, packet)) {
-      for (size_t i = 0; i < packet.count; ++i) close(packet.descriptors[i]);
-      heard_.push_back(packet.message);
-      if (turn_) turn_->Schedule();
-    }
+    if (Packet packet; (ready.revents & POLLIN) && Receive(MSG_DONTWAIT, packet)) Defer(packet);
   }
   return false;
+}
+
+void KeeperLink::Defer(const Packet& packet) {
+  for (size_t i = 0; i < packet.count; ++i) close(packet.descriptors[i]);
+  heard_.push_back(packet.message);
+  if (turn_) turn_->Schedule();
 }
 
 bool KeeperLink::Receive(int flags, Packet& packet) {
@@ -408,6 +413,7 @@ void KeeperLink::Lose() {
   if (loop_ == nullptr) return;
   if (watch_) watch_->Want(ipc::Watch::kNone);
   loop_->Post([this] {
+    for (const Message& message : std::exchange(heard_, {})) Hear(message);
     std::vector<uint64_t> numbers;
     for (const auto& [number, ended] : on_end_) numbers.push_back(number);
     for (const uint64_t number : numbers) TellEnd(number);

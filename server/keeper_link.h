@@ -77,10 +77,9 @@ class KeeperLink final : public ipc::Keeper {
   // Asks for a new agent in place of this one; the program, or -1: the one at the same path.
   void Upgrade(int program);
 
-  bool gone() const { return gone_; }
-
   // --- ipc::Keeper. ---
 
+  bool gone() const override { return gone_; }
   spawn::Started Start(uint64_t number, const spawn::Options& options, const Held& held) override;
   void OnEnd(uint64_t number, Ended ended) override;
   void Acknowledge(uint64_t number) override;
@@ -99,6 +98,8 @@ class KeeperLink final : public ipc::Keeper {
   // Waits until the keeper has taken it; what it says meanwhile is kept for later. False: it is
   // gone.
   bool Send(const keeper::Message& message, const std::vector<int>& descriptors = {});
+  // For the loop's next turn.
+  void Defer(const keeper::Packet& packet);
   // False: there is nothing, or the keeper is gone.
   bool Receive(int flags, keeper::Packet& packet);
   void OnReady();

@@ -139,7 +139,8 @@ std::vector<std::string> AgentLines(const v1::Agent& agent,
       {"agent", Printable(IdOf(agent))},
       {"version", Printable(agent.version())},
       {"pid", std::to_string(agent.pid())},
-      {"keeper", PidWord(agent.keeper_pid(), colored)},
+      {"keeper", agent.degraded() ? Paint(colored, Color::kRed, "ended: degraded")
+                                  : PidWord(agent.keeper_pid(), colored)},
       {"spare", PidWord(agent.spare_pid(), colored)},
       {"incarnation", std::to_string(agent.incarnation())},
       {"uptime", DurationWords(Uptime(agent, now))},
@@ -161,12 +162,12 @@ std::string AgentJson(const v1::Agent& agent, std::chrono::system_clock::time_po
   const int64_t uptime_ms = Uptime(agent, now).count();
   return fmt::format(
       R"({{"agent":{},"version":{},"agentPid":{},"keeperPid":{},"sparePid":{},)"
-      R"("incarnation":{},"uptime":{}.{:03},"epoch":{},"head":{},"observers":{},"children":{},)"
+      R"("incarnation":{},"degraded":{},"uptime":{}.{:03},"epoch":{},"head":{},"observers":{},"children":{},)"
       R"("limits":{}}})",
       JsonString(IdOf(agent)), JsonString(agent.version()), agent.pid(),
       JsonPid(agent.keeper_pid()), JsonPid(agent.spare_pid()), agent.incarnation(),
-      uptime_ms / 1000, uptime_ms % 1000, agent.epoch(), agent.head(), agent.observers(),
-      agent.children(), JsonNumbers(agent.limits()));
+      agent.degraded(), uptime_ms / 1000, uptime_ms % 1000, agent.epoch(), agent.head(),
+      agent.observers(), agent.children(), JsonNumbers(agent.limits()));
 }
 
 }  // namespace deka::dekactl

@@ -403,7 +403,7 @@ class InfoTest(TestCase):
             told,
             {
                 "agent": "fake", "version": "1.2.3", "agentPid": 42, "keeperPid": None, "sparePid": None,
-                "incarnation": 1, "epoch": 5, "head": 9, "observers": 2, "children": 3,
+                "incarnation": 1, "degraded": False, "epoch": 5, "head": 9, "observers": 2, "children": 3,
             },
         )  # fmt: skip
         self.assertEqual((limits["childrenMax"], limits["child"]["logBytesMax"]), (7, 1 << 40))
@@ -417,6 +417,11 @@ class InfoTest(TestCase):
         lines = self.run_it("info").lines
         self.assertIn("keeper       40", lines)
         self.assertIn("spare        43", lines)
+
+    def test_a_keeper_that_has_ended(self):
+        self.agent.description.degraded = True
+        self.assertIs(json.loads(self.run_it("info", "--json").stdout)["degraded"], True)
+        self.assertIn("keeper       ended: degraded", self.run_it("info").lines)
 
     def test_colours_are_for_terminals(self):
         screen, terminal = pty.openpty()
