@@ -2,6 +2,7 @@
 #ifndef SDK_CPP_OBSERVER_H_
 #define SDK_CPP_OBSERVER_H_
 
+#include <cstdint>
 #include <functional>
 
 #include "absl/status/status.h"
@@ -27,6 +28,9 @@ struct Observer {
   // The connection is lost and is being resumed; told once until it stands again.
   std::function<void(const absl::Status& reason)> on_lost = {};
   std::function<void(const v1::Cursor&)> on_resumed = {};
+  // It goes on with another agent, which took over from the one before: the `incarnation`th. After
+  // on_attached. Nothing is lost by it.
+  std::function<void(int64_t incarnation)> on_replaced = {};
 
   // The last call, exactly once unless it is stopped: OK with the agent's Fin, or the error that
   // ended it.

@@ -110,6 +110,8 @@ void Progress::Take(const v1::ObserveResponse& response, Clock::time_point now) 
 }
 
 void Progress::TakeAttached(const v1::Attached& attached, Clock::time_point now) {
+  const bool replaced =
+      attached.epoch() == attached_.epoch() && attached.incarnation() > attached_.incarnation();
   attached_ = attached;
   snapshot_.clear();
   const std::optional<v1::Cursor> place = cursor();
@@ -128,6 +130,9 @@ void Progress::TakeAttached(const v1::Attached& attached, Clock::time_point now)
   }
   Tell(observer_.on_attached, attached);
   if (place.has_value()) {
+    if (replaced) {
+      Tell(observer_.on_replaced, attached.incarnation());
+    }
     Tell(observer_.on_resumed, *place);
   }
 }

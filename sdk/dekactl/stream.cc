@@ -29,6 +29,9 @@ deka::Observer Stream::Observer() {
     context_.err.Status(
         fmt::format("the agent is away, trying again: {}", std::string(reason.message())));
   };
+  observer.on_replaced = [this](int64_t incarnation) {
+    context_.Hint(fmt::format("the agent was replaced; incarnation {} goes on", incarnation));
+  };
   observer.on_resumed = [this](const v1::Cursor&) { context_.err.Status(""); };
   observer.on_end = [this](const absl::Status& status, const v1::Fin& fin) {
     ipc::MutexLock lock(mutex_);
