@@ -349,16 +349,22 @@ absl::Status RecordedChild::Recover(Agent::FoundChild found,
 void RecordedChild::RecoverMessages() {
   const uint64_t kept_max = memory_->control().limits.finished_max;
   const auto oldest = Clock::now() - environment_.limits.request_id_kept_ms_max;
-  for (uint64_t number = finished_sends_ - std::min(finished_sends_, kept_max);
-       number < finished_sends_; ++number) {
+  if (kept_max == 0) forgotten_through_ = log_->newest_sequence();
+  const uint64_t first = finished_sends_ - std::min(finished_sends_, kept_max);
+  for (uint64_t number = first; number < finished_sends_; ++number) {
     const FinishedSend& finished = memory_->finished(number);
+    // Those before it are overwritten.
+    if (number == first && first > 0) forgotten_through_ = finished.sequence - 1;
     auto message = std::make_shared<Message>();
     message->state = Message::State::kFinished;
     message->key.assign(finished.key, finished.key_bytes);
     message->fingerprint = finished.fingerprint;
     message->sequence = finished.sequence;
     message->finished_at = Clock::now() - AgeOf(finished.time_us);
-    if (message->finished_at < oldest) continue;
+    if (message->finished_at < oldest) {
+      forgotten_through_ = std::max(forgotten_through_, message->sequence);
+      continue;
+    }
     if (finished.reason != FinishedSend::kWritten) {
       message->outcome =
           OutcomeOf(ipc::MakeError(static_cast<ipc::Reason>(finished.reason),
@@ -451,7 +457,9 @@ std::shared_ptr<RecordedChild::Call> RecordedChild::SendMessage(
       }
       return call;
     }
-    if (request.repeat()) {
+    const bool never_came =
+        request.known_sequence() > 0 && request.known_sequence() >= forgotten_through_;
+    if (request.repeat() && !never_came) {
       call->Fail(ipc::MakeError(
           ipc::Reason::kOutcomeUnknown,
           fmt::format(
@@ -900,6 +908,7 @@ void RecordedChild::ForgetOldMessages() {
          (remembered_finished_.size() > limits.send_request_ids_max ||
           remembered_finished_.front()->finished_at < oldest)) {
     remembered_.erase(remembered_finished_.front()->key);
+    forgotten_through_ = std::max(forgotten_through_, remembered_finished_.front()->sequence);
     remembered_finished_.pop_front();
   }
 }

@@ -276,7 +276,8 @@ class RecordedChild final : public Child, private ipc::ChildProcess::Listener {
   std::vector<std::shared_ptr<Message>> finished_;  // recorded, and not yet answered
   absl::flat_hash_map<std::string, std::shared_ptr<Message>> remembered_;
   std::deque<std::shared_ptr<Message>> remembered_finished_;  // oldest first
-  std::string kind_bytes_;                                    // scratch
+  int64_t forgotten_through_ = 0;  // of all that are not remembered any more: the newest event
+  std::string kind_bytes_;         // scratch
 };
 
 }  // namespace deka::agent

@@ -237,6 +237,43 @@ TEST_F(RecoveryTest, AConversationGoesOn) {
   EXPECT_EQ(after.events[1].SerializeAsString(), before.events[1].SerializeAsString());
 }
 
+TEST_F(RecoveryTest, NothingIsForkedWhenTheKeeperHasEnded) {
+  const v1::Child child = ForkScript(kEcho);
+  keeper_->Go();
+  const absl::Status refused = Fork(Script("exit")).status();
+  EXPECT_EQ(ipc::ReasonOf(refused), ipc::Reason::kKeeperGone) << refused;
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(Send(Message(child, "1")).ok());
+}
+
+TEST_F(RecoveryTest, ARepeatThatNeverCameIsSent) {
+  limits_.send_request_ids_max = 2;
+  Replace();
+  const v1::Child child = ForkScript(kEcho);
+  const int64_t known = child.last_sequence();
+  v1::SendMessageRequest first = Message(child, "1", "first");
+  first.set_repeat(true);
+  EXPECT_EQ(ipc::ReasonOf(Send(first).status()), ipc::Reason::kOutcomeUnknown);
+  first.set_known_sequence(known);
+  const absl::StatusOr<v1::SendMessageResponse> sent = Send(first);
+  ASSERT_TRUE(sent.ok()) << sent.status();
+  EXPECT_EQ(Send(first)->sequence(), sent->sequence());
+  // Now one is forgotten: it might have been that which is asked for.
+  int64_t newest = 0;
+  for (const char* id : {"second", "third"}) newest = Send(Message(child, "2", id))->sequence();
+  const auto repeat = [&](const std::string& id, int64_t known_sequence) {
+    v1::SendMessageRequest request = Message(child, "3", id);
+    request.set_repeat(true);
+    request.set_known_sequence(known_sequence);
+    return Send(request).status();
+  };
+  for (int agents = 0; agents < 2; ++agents) {
+    EXPECT_EQ(ipc::ReasonOf(repeat("lost", known)), ipc::Reason::kOutcomeUnknown);
+    EXPECT_TRUE(Replace().empty());
+  }
+  EXPECT_TRUE(repeat("lost", newest).ok());
+}
+
 TEST_F(RecoveryTest, ACursorGoesOnWithoutAGap) {
   const v1::Child child = ForkScript(kEcho);
   ASSERT_TRUE(Send(Message(child, "1")).ok());

@@ -210,6 +210,7 @@ struct BridgeService::Attachment {
   bool stop_on_failure = false;
 
   Answers answers;
+  int64_t newest = 0;                                             // event of what it has sent
   std::map<int64_t, std::shared_ptr<agent::Cancellation>> sends;  // not answered yet
   // Requests that later ones wait for, so that all take effect in order.
   size_t unaccepted = 0;
@@ -323,6 +324,7 @@ Task BridgeService::Attach(Call& call) {
       v1::AttachResponse message;
       if (answer.status.ok()) {
         message.mutable_ack()->set_through(answer.number);
+        message.mutable_ack()->set_sequence(attachment->newest);
       } else {
         message.mutable_failed()->set_number(answer.number);
         *message.mutable_failed()->mutable_status() = ToRpcStatus(answer.status);
@@ -411,8 +413,13 @@ Task BridgeService::ReadRequests(Call& call, std::shared_ptr<Attachment> attachm
       attachment->failed |= !status.ok();
       attachment->answers.Set(number, std::move(status));
     };
-    const auto callback = [remote, answered](const auto& reply) {
-      remote.Post([answered, status = reply.status()] { answered(status); });
+    const auto callback = [remote, attachment, answered](const auto& reply) {
+      int64_t sequence = 0;
+      if constexpr (requires { reply->outcome(); }) sequence = reply.ok() ? reply->sequence() : 0;
+      remote.Post([attachment, sequence, answered, status = reply.status()] {
+        attachment->newest = std::max(attachment->newest, sequence);
+        answered(status);
+      });
     };
 
     switch (request.request_case()) {
@@ -423,6 +430,7 @@ Task BridgeService::ReadRequests(Call& call, std::shared_ptr<Attachment> attachm
         send.set_answer_when(v1::SEND_OUTCOME_WRITTEN);
         send.set_request_id(std::move(*request.mutable_send()->mutable_request_id()));
         send.set_repeat(request.send().repeat());
+        send.set_known_sequence(request.send().known_sequence());
         send.set_client(a.caller.client);
         agent::Agent::SendOptions options;
         options.wait_for_room = true;

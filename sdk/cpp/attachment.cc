@@ -22,21 +22,24 @@ constexpr char kNumber[] = "number";
 }  // namespace
 
 std::shared_ptr<Attachment::Impl> Attachment::Impl::Start(std::shared_ptr<Connection> connection,
-                                                          std::string child, Options options) {
+                                                          std::string child, int64_t known_sequence,
+                                                          Options options) {
   const std::shared_ptr<Impl> impl(
-      new Impl(std::move(connection), std::move(child), std::move(options)));
+      new Impl(std::move(connection), std::move(child), known_sequence, std::move(options)));
   impl->writer_ = std::thread([&attachment = *impl] { attachment.Write(); });
   impl->thread_.Start(impl);
   return impl;
 }
 
-Attachment::Impl::Impl(std::shared_ptr<Connection> connection, std::string child, Options options)
+Attachment::Impl::Impl(std::shared_ptr<Connection> connection, std::string child,
+                       int64_t known_sequence, Options options)
     : connection_(std::move(connection)),
       child_(std::move(child)),
       options_(std::move(options)),
       thread_(connection_, *this),
       progress_(options_.observation.value_or(v1::Observation()), {child_}, options_.observer,
-                thread_.stopped()) {}
+                thread_.stopped()),
+      known_sequence_(known_sequence) {}
 
 absl::StatusOr<int64_t> Attachment::Impl::Ask(v1::AttachRequest request) {
   if (absl::Status status = CheckUtf8(request); !status.ok()) {
@@ -53,6 +56,9 @@ absl::StatusOr<int64_t> Attachment::Impl::Ask(v1::AttachRequest request) {
   }
   if (end_.has_value() || finishing_) {
     return absl::FailedPreconditionError("the attachment has ended; attach again");
+  }
+  if (request.has_send()) {
+    request.mutable_send()->set_known_sequence(known_sequence_);
   }
   Asked asked;
   asked.number = ++last_;
@@ -202,7 +208,7 @@ void Attachment::Impl::Take(const v1::AttachResponse& response) {
       progress_.Take(response.observed(), Progress::Clock::now());
       break;
     case v1::AttachResponse::kAck:
-      TakeAck(response.ack().through());
+      TakeAck(response.ack());
       break;
     case v1::AttachResponse::kFailed:
       TakeFailed(response.failed());
@@ -213,10 +219,11 @@ void Attachment::Impl::Take(const v1::AttachResponse& response) {
   }
 }
 
-void Attachment::Impl::TakeAck(int64_t through) {
+void Attachment::Impl::TakeAck(const v1::Ack& ack) {
   {
     ipc::MutexLock lock(mutex_);
-    while (written_ > 0 && unanswered_.front().request.number() <= through) {
+    known_sequence_ = std::max(known_sequence_, ack.sequence());
+    while (written_ > 0 && unanswered_.front().request.number() <= ack.through()) {
       unanswered_bytes_ -= unanswered_.front().bytes;
       unanswered_.pop_front();
       --written_;
@@ -232,7 +239,9 @@ void Attachment::Impl::TakeFailed(const v1::Failed& failed) {
     options_.on_failed(number, FromRpc(failed.status()));
   }
   // It is answered, and so is all before it.
-  TakeAck(failed.number());
+  v1::Ack ack;
+  ack.set_through(failed.number());
+  TakeAck(ack);
 }
 
 int64_t Attachment::Impl::NumberOf(int64_t wire_number) const {

@@ -27,9 +27,9 @@ namespace deka {
 
 class Attachment::Impl : public StreamThread::Stream {
  public:
-  // `child` is a resource name.
+  // `child` is a resource name, `known_sequence` that of an event which was before.
   static std::shared_ptr<Impl> Start(std::shared_ptr<Connection> connection, std::string child,
-                                     Options options);
+                                     int64_t known_sequence, Options options);
 
   absl::StatusOr<int64_t> Ask(v1::AttachRequest request);
   void Finish();
@@ -59,13 +59,14 @@ class Attachment::Impl : public StreamThread::Stream {
     std::optional<v1::AttachRequest> request;
   };
 
-  Impl(std::shared_ptr<Connection> connection, std::string child, Options options);
+  Impl(std::shared_ptr<Connection> connection, std::string child, int64_t known_sequence,
+       Options options);
 
   v1::AttachRequest Open() const;
   // A new stream: what is not answered goes there, but for signals that were sent before.
   void Begin(Writer& stream);
   void Take(const v1::AttachResponse& response);
-  void TakeAck(int64_t through);
+  void TakeAck(const v1::Ack& ack);
   void TakeFailed(const v1::Failed& failed);
   // The caller's number of a request on the present stream; 0 if it is not one that waits.
   int64_t NumberOf(int64_t wire_number) const;
@@ -85,6 +86,7 @@ class Attachment::Impl : public StreamThread::Stream {
   std::deque<Asked> unanswered_ ABSL_GUARDED_BY(mutex_);
   size_t unanswered_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t last_ ABSL_GUARDED_BY(mutex_) = 0;  // number given to a caller
+  int64_t known_sequence_ ABSL_GUARDED_BY(mutex_);
   bool finishing_ ABSL_GUARDED_BY(mutex_) = false;
   std::optional<absl::Status> end_ ABSL_GUARDED_BY(mutex_);
 

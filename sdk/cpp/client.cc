@@ -197,6 +197,7 @@ Child::Child(std::shared_ptr<Connection> connection, v1::Child description,
              std::optional<v1::Cursor> start)
     : connection_(std::move(connection)),
       description_(std::move(description)),
+      known_sequence_(std::make_shared<std::atomic<int64_t>>(description_.last_sequence())),
       start_(std::move(start)) {}
 
 Child::~Child() = default;
@@ -221,7 +222,8 @@ absl::StatusOr<v1::Child> Child::Describe() const {
 
 Attachment Child::Attach(Attachment::Options options) const {
   // The resource name: after a lost connection a display name may mean another child.
-  return Attachment(Attachment::Impl::Start(connection_, name(), std::move(options)));
+  return Attachment(
+      Attachment::Impl::Start(connection_, name(), *known_sequence_, std::move(options)));
 }
 
 absl::StatusOr<bool> Child::connected() const {
@@ -293,7 +295,16 @@ absl::StatusOr<v1::SendMessageResponse> Child::Send(std::string_view json,
   request.set_request_id(options.request_id.empty() ? NewRequestId()
                                                     : std::move(options.request_id));
   request.set_client(connection_->client());
-  return connection_->Call(&Stub::SendMessage, std::move(request), Lost::kRepeat, options.timeout);
+  request.set_known_sequence(*known_sequence_);
+  absl::StatusOr<v1::SendMessageResponse> response =
+      connection_->Call(&Stub::SendMessage, std::move(request), Lost::kRepeat, options.timeout);
+  if (response.ok()) {
+    int64_t known = *known_sequence_;
+    while (known < response->sequence() &&
+           !known_sequence_->compare_exchange_weak(known, response->sequence())) {
+    }
+  }
+  return response;
 }
 
 absl::Status Child::Disconnect(v1::DisconnectMode mode) const {

@@ -25,6 +25,7 @@
 #ifndef SDK_CPP_CLIENT_H_
 #define SDK_CPP_CLIENT_H_
 
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -74,9 +75,8 @@ class Observation {
 // asked for, and observes. The destructor stops it.
 //
 // A lost connection is resumed, and what is not answered yet is asked for again, a send as a repeat
-// of its request id, so that nothing is done twice. One that the agent does not know, most likely
-// because it was lost on its way, is not sent but failed with OUTCOME_UNKNOWN; so is a signal,
-// which is never repeated.
+// of its request id, so that nothing is done twice. One that the agent may have forgotten is not
+// sent but failed with OUTCOME_UNKNOWN; so is a signal, which is never repeated.
 class Attachment {
  public:
   // Asked for and not answered: beyond this the methods wait.
@@ -165,9 +165,8 @@ class Child {
   absl::Status Listen(Listener listener);
 
   // Node's send(): OK means that the last byte is in the child's socket. If the answer is lost, the
-  // send is repeated by its request id, which sends nothing twice. OUTCOME_UNKNOWN if the agent
-  // does not remember the first attempt, most likely because that was lost on its way, or if there
-  // is no answer within the timeout.
+  // send is repeated by its request id, which sends nothing twice. OUTCOME_UNKNOWN if the agent may
+  // have forgotten the first attempt, or if there is no answer within the timeout.
   absl::StatusOr<v1::SendMessageResponse> Send(std::string_view json) const;
   absl::StatusOr<v1::SendMessageResponse> Send(std::string_view json, SendOptions options) const;
 
@@ -213,6 +212,8 @@ class Child {
 
   std::shared_ptr<Connection> connection_;
   v1::Child description_;
+  // An event of the agent that was before whatever is asked for next.
+  std::shared_ptr<std::atomic<int64_t>> known_sequence_;
   std::optional<v1::Cursor> start_;
   std::optional<Observation> observation_;
 };

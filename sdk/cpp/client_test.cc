@@ -254,6 +254,10 @@ std::vector<std::string> WithoutIds(const std::vector<std::string>& requests,
       ids.insert(request.substr(at + field.size(), end - at - field.size()));
       request.erase(at, end + 2 - at);
     }
+    // What the client knew of the log, the last field.
+    if (const size_t at = request.find(" known_sequence: "); at != std::string::npos) {
+      request.erase(at);
+    }
     stripped.push_back(request);
   }
   return stripped;
