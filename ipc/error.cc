@@ -76,6 +76,7 @@ constexpr Row kTable[] = {
     // An agent serves there already: use it.
     {Reason::kAddressInUse, "ADDRESS_IN_USE", StatusCode::kAlreadyExists, 0},
     {Reason::kAddressUnsafe, "ADDRESS_UNSAFE", StatusCode::kFailedPrecondition, 0},
+    {Reason::kUpgradeRefused, "UPGRADE_REFUSED", StatusCode::kFailedPrecondition, 0},
     {Reason::kConfigInvalid, "CONFIG_INVALID", StatusCode::kInvalidArgument, 0},
     {Reason::kInternal, "INTERNAL", StatusCode::kInternal, 0},
 };

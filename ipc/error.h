@@ -66,11 +66,12 @@ enum class Reason : uint8_t {
   // The agent.
   kConnectionsLimit,
   kAgentStopping,
-  kAgentNotFound,  // another one than the agent that was asked
-  kAddressInUse,   // another agent serves there
-  kAddressUnsafe,  // others than the agent's user can open the socket's directory
-  kConfigInvalid,  // the configuration, with file, line and field
-  kInternal,       // a bug of ours
+  kAgentNotFound,   // another one than the agent that was asked
+  kAddressInUse,    // another agent serves there
+  kAddressUnsafe,   // others than the agent's user can open the socket's directory
+  kUpgradeRefused,  // the agent goes on as it is; metadata `what` says why
+  kConfigInvalid,   // the configuration, with file, line and field
+  kInternal,        // a bug of ours
 };
 
 // Names and values that say more than the message does to a program: {"limit", "1048576"}.

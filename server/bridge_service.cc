@@ -107,6 +107,12 @@ BridgeService::BridgeService(agent::Agent& agent, Options options)
         call,
         [this](auto request, auto, auto done) { GetAgent(std::move(request), std::move(done)); });
   });
+  add("UpgradeAgent", [this](Call& call) {
+    return AskAgent<v1::UpgradeAgentRequest, v1::UpgradeAgentResponse>(
+        call, [this](auto request, auto, auto done) {
+          UpgradeAgent(std::move(request), std::move(done));
+        });
+  });
 }
 
 void BridgeService::GetAgent(v1::GetAgentRequest request, agent::Done<v1::GetAgentResponse> done) {
@@ -122,6 +128,24 @@ void BridgeService::GetAgent(v1::GetAgentRequest request, agent::Done<v1::GetAge
                     }
                     done(std::move(response));
                   });
+}
+
+void BridgeService::UpgradeAgent(v1::UpgradeAgentRequest request,
+                                 agent::Done<v1::UpgradeAgentResponse> done) {
+  v1::GetAgentRequest get;
+  get.set_name(request.name());
+  // GetAgent knows which agent is meant.
+  agent_.GetAgent(std::move(get), [upgrade = options_.upgrade, request = std::move(request),
+                                   done = std::move(done)](
+                                      const absl::StatusOr<v1::GetAgentResponse>& found) mutable {
+    if (!found.ok()) return done(found.status());
+    if (upgrade) return upgrade(std::move(request), std::move(done));
+    done(MakeError(Reason::kUpgradeRefused,
+                   "This agent runs without a keeper, so another one could not go on with its "
+                   "children. Stop it when they have ended, and start the new program; deka-agent "
+                   "has a keeper unless it is told otherwise (--no-keeper, `survive: false`).",
+                   {{"what", "no_keeper"}}));
+  });
 }
 
 template <typename Request, typename Response, typename Ask>

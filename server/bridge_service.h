@@ -16,6 +16,7 @@
 #include "agent/agent.h"
 #include "deka/bridge/v1/bridge_service.pb.h"
 #include "server/call.h"
+#include "server/upgrade.h"
 
 namespace deka::server {
 
@@ -36,6 +37,7 @@ class BridgeService {
     // Limits that the server enforces, for GetAgent to tell.
     size_t connections_max = 0;
     std::chrono::milliseconds write_stalled_ms_max{};
+    Upgrade upgrade = {};  // empty: there is no keeper
   };
 
   BridgeService(agent::Agent& agent, Options options);
@@ -52,6 +54,8 @@ class BridgeService {
   // The agent's answer, with the server's own limits in it.
   void GetAgent(bridge::v1::GetAgentRequest request,
                 agent::Done<bridge::v1::GetAgentResponse> done);
+  void UpgradeAgent(bridge::v1::UpgradeAgentRequest request,
+                    agent::Done<bridge::v1::UpgradeAgentResponse> done);
   Task SendMessage(Call& call);
   Task Observe(Call& call);
   Task Attach(Call& call);

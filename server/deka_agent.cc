@@ -6,11 +6,13 @@
 //
 // docs/deka-agent.md is its manual.
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <limits.h>
 #include <pthread.h>
 #include <sys/mman.h>
 #include <sys/signalfd.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -31,6 +33,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "agent/agent.h"
+#include "agent/answer.h"
+#include "ipc/descriptor.h"
 #include "ipc/error.h"
 #include "ipc/event_loop.h"
 #include "ipc/log.h"
@@ -42,6 +46,7 @@
 #include "server/keeper_link.h"
 #include "server/listener.h"
 #include "server/server.h"
+#include "server/upgrade.h"
 #include "spdlog/sinks/stdout_color_sinks.h"
 #include "spdlog/spdlog.h"
 
@@ -120,6 +125,70 @@ absl::Status TurnIntoKeeper(char** argv) {
   return failed("start the keeper");
 }
 
+absl::Status UpgradeRefused(std::string_view what, std::string_view message) {
+  return ipc::MakeError(ipc::Reason::kUpgradeRefused, message, {{"what", std::string(what)}});
+}
+
+absl::Status KeeperGoneError() {
+  return ipc::MakeError(ipc::Reason::kKeeperGone,
+                        fmt::format("The keeper of agent process {} has ended, and only it could "
+                                    "have put another agent in its place. When the children have "
+                                    "ended, stop the agent (kill {}) and start the new program.",
+                                    getpid(), getpid()));
+}
+
+absl::Status ToStatus(keeper::Refusal why, const std::string& program) {
+  const auto refused = [&program](std::string_view what, std::string_view text) {
+    return UpgradeRefused(what, fmt::format("The agent goes on as it is: {} {}", program, text));
+  };
+  constexpr std::string_view kAnew =
+      "To use it, stop the agent and start it anew, which ends the children.";
+  switch (why) {
+    case keeper::Refusal::kEnded:
+      return refused("ended",
+                     "ended before it was ready. The log of the agent has what it said; see "
+                     "whether it is a deka-agent that runs on this host.");
+    case keeper::Refusal::kSilent:
+      return refused("silent",
+                     "was not ready in time. See whether it is a deka-agent, and whether this "
+                     "host is too busy to start one.");
+    case keeper::Refusal::kProtocol:
+      return refused("protocol",
+                     fmt::format("speaks another protocol than the keeper that runs. {}", kAnew));
+    case keeper::Refusal::kLayout:
+      return refused("layout",
+                     fmt::format("lays out memory in another way than this agent, so it cannot go "
+                                 "on from it. {}",
+                                 kAnew));
+    case keeper::Refusal::kNone:
+    case keeper::Refusal::kNotStarted:
+      break;
+  }
+  return refused("not_started",
+                 "cannot be executed. See whether it is there and a program of this system, and "
+                 "may be executed by the agent's user (chmod +x).");
+}
+
+// As the keeper takes it.
+absl::StatusOr<ipc::Descriptor> OpenProgram(const std::string& path) {
+  const auto malformed = [&path](std::string_view why) {
+    return ipc::MakeError(
+        ipc::Reason::kInvalidArgument,
+        fmt::format("binary '{}' {}. Give the absolute path of a program on the agent's host.",
+                    ipc::Escaped(path, PATH_MAX), why),
+        {{"field", "binary"}});
+  };
+  if (!path.starts_with('/')) return malformed("is no absolute path");
+  if (path.find('\0') != std::string::npos) return malformed("has a NUL in it");
+  ipc::Descriptor program(open(path.c_str(), O_PATH | O_CLOEXEC));
+  struct stat found = {};
+  if (!program.valid() || fstat(program.get(), &found) != 0) {
+    return malformed(fmt::format("cannot be opened: {}", strerror(errno)));
+  }
+  if (!S_ISREG(found.st_mode)) return malformed("is no file");
+  return program;
+}
+
 // An agent's life, from its sockets to its end.
 class AgentProcess {
  public:
@@ -159,6 +228,9 @@ class AgentProcess {
   }
 
  private:
+  using Upgraded = agent::Done<v1::UpgradeAgentResponse>;
+  using UpgradeAnswer = agent::Answer<v1::UpgradeAgentResponse>;
+
   absl::Status Open() {
     agent::Limits limits = config_.limits();
     size_t connections_max = config_.connections_max();
@@ -181,7 +253,7 @@ class AgentProcess {
       options.lineage = lineage_;
       link_->Begin(loop_, {.on_stop = [this](int number) { TakeStop(number); },
                            .on_spare = [this](pid_t spare) { OnSpare(spare); },
-                           .on_refused = [](uint32_t) {},
+                           .on_refused = [this](uint32_t why) { OnRefused(why); },
                            .on_gone = [this] { OnKeeperGone(); }});
       for (uint32_t slot = 0; slot < keeper::kSlotsMax; ++slot) {
         std::vector<ipc::Descriptor> kept = link_->TakeKept(slot);
@@ -197,12 +269,19 @@ class AgentProcess {
     if (link_ != nullptr) {
       for (const absl::Status& lost : agent_->Recover(link_->TakeChildren())) LogError(lost);
     }
+    Upgrade upgrade;
+    if (link_ != nullptr) {
+      upgrade = [this](const v1::UpgradeAgentRequest& request, Upgraded done) {
+        StartUpgrade(request.binary(), UpgradeAnswer(std::move(done)));
+      };
+    }
     absl::StatusOr<std::unique_ptr<Server>> server =
         Server::Open(*agent_, {.listen = listen_,
                                .held = std::move(held),
                                .pid = link_ != nullptr ? link_->keeper_pid() : getpid(),
                                .connections_max = connections_max,
-                               .write_stalled_ms_max = config_.write_stalled_ms_max()});
+                               .write_stalled_ms_max = config_.write_stalled_ms_max(),
+                               .upgrade = std::move(upgrade)});
     if (!server.ok()) return server.status();
     server_ = *std::move(server);
     if (link_ != nullptr) {
@@ -289,7 +368,31 @@ class AgentProcess {
     agent_->SetLineage(lineage_);
   }
 
+  // Until it is refused, or this process is killed to make room.
+  void StartUpgrade(const std::string& binary, UpgradeAnswer answer) {
+    if (stopping_) return;  // says the answer
+    if (link_->gone()) return answer(KeeperGoneError());
+    ipc::Descriptor program;
+    if (!binary.empty()) {
+      absl::StatusOr<ipc::Descriptor> opened = OpenProgram(binary);
+      if (!opened.ok()) return answer(opened.status());
+      program = *std::move(opened);
+    }
+    upgrade_answer_(UpgradeRefused(
+        "superseded", "Another upgrade was asked for before this one was done, and counts."));
+    upgrade_answer_ = std::move(answer);
+    upgrade_program_ = binary.empty() ? "the program that this agent was started from" : binary;
+    spdlog::info("An upgrade to {} is asked for.",
+                 ipc::Escaped(upgrade_program_, upgrade_program_.size()));
+    link_->Upgrade(program.get());
+  }
+
+  void OnRefused(uint32_t why) {
+    upgrade_answer_(ToStatus(static_cast<keeper::Refusal>(why), upgrade_program_));
+  }
+
   void OnKeeperGone() {
+    upgrade_answer_(KeeperGoneError());
     spdlog::error(
         "The keeper has ended. The children go on, but nothing can be forked, and they will not "
         "survive this agent. Start a new one when they have ended.");
@@ -318,6 +421,7 @@ class AgentProcess {
 
   void Stop() {
     stopping_ = true;
+    upgrade_answer_(agent::StoppingError());
     server_->AnnounceStop();
     agent_->Stop({}, [this] { End(); });
   }
@@ -345,6 +449,8 @@ class AgentProcess {
   ipc::EventLoop loop_;
   const std::unique_ptr<KeeperLink> link_;
   agent::Lineage lineage_;
+  UpgradeAnswer upgrade_answer_;  // of who waits for one
+  std::string upgrade_program_;
   std::unique_ptr<agent::Agent> agent_;
   std::unique_ptr<Server> server_;
   int signals_ = -1;

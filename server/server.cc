@@ -36,7 +36,8 @@ class Server::Impl {
   Impl(agent::Agent& agent, const Options& options, uid_t user)
       : bridge_(agent, {.principal = fmt::format("uid:{}", user),
                         .connections_max = options.connections_max,
-                        .write_stalled_ms_max = options.write_stalled_ms_max}),
+                        .write_stalled_ms_max = options.write_stalled_ms_max,
+                        .upgrade = options.upgrade}),
         health_({std::string(BridgeService::kName)}) {}
 
   ~Impl() { Stop(std::chrono::milliseconds(0)); }

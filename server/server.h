@@ -28,6 +28,7 @@
 #include "absl/status/statusor.h"
 #include "agent/agent.h"
 #include "server/listener.h"
+#include "server/upgrade.h"
 
 namespace deka::server {
 
@@ -44,6 +45,7 @@ class Server {
     // says nothing takes nobody's place for longer.
     std::chrono::milliseconds handshake_ms_max{5'000};
     std::chrono::milliseconds write_stalled_ms_max{10'000};  // to one observer, then its call ends
+    Upgrade upgrade = {};                                    // empty: UpgradeAgent is refused
   };
 
   // Calls of one connection at once; further ones wait in their client.

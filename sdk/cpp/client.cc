@@ -27,6 +27,10 @@ using Stub = Connection::Stub;
 constexpr char kAnyAgent[] = "agents/-";
 constexpr int kPageSize = 1000;
 
+// An upgrade: until the agent has refused it, or is gone; then until another one answers.
+constexpr std::chrono::milliseconds kRefusalMsMax{40'000};
+constexpr std::chrono::milliseconds kSuccessorMsMax{30'000};
+
 bool IsExecutable(const std::string& path) {
   struct stat info;
   return stat(path.c_str(), &info) == 0 && S_ISREG(info.st_mode) && access(path.c_str(), X_OK) == 0;
@@ -130,6 +134,37 @@ absl::StatusOr<v1::Agent> Client::GetAgent() const {
     return response.status();
   }
   return std::move(*response->mutable_agent());
+}
+
+absl::StatusOr<v1::Agent> Client::Upgrade(std::string_view binary) const {
+  const absl::StatusOr<v1::Agent> before = GetAgent();
+  if (!before.ok()) {
+    return before.status();
+  }
+  v1::UpgradeAgentRequest request;
+  request.set_name(kAnyAgent);
+  request.set_binary(std::string(binary));
+  absl::Status lost =
+      connection_->Call(&Stub::UpgradeAgent, std::move(request), Lost::kOnce, kRefusalMsMax)
+          .status();
+  if (!lost.ok() && ErrorReason(lost) != "OUTCOME_UNKNOWN") {
+    return lost;
+  }
+  const Connection::Clock::time_point deadline = Connection::Clock::now() + kSuccessorMsMax;
+  Connection::Reconnection reconnection(
+      *connection_, [deadline] { return Connection::Clock::now() >= deadline; });
+  for (absl::Status there = reconnection.Wait(); there.ok();
+       there = reconnection.WaitAfter(absl::UnavailableError("this is the agent from before"))) {
+    absl::StatusOr<v1::Agent> agent = GetAgent();
+    if (!agent.ok()) {
+      return agent.status();
+    }
+    if (agent->incarnation() > before->incarnation() || agent->epoch() != before->epoch()) {
+      return agent;
+    }
+  }
+  return OutcomeUnknown(absl::DeadlineExceededError(fmt::format(
+      "no new agent has answered within {} s", kSuccessorMsMax / std::chrono::seconds(1))));
 }
 
 absl::StatusOr<Child> Client::Find(std::string_view name) const {

@@ -245,6 +245,13 @@ class Client {
   // The agent itself: its processes, its limits, what it holds.
   absl::StatusOr<v1::Agent> GetAgent() const;
 
+  // Puts another program in the agent's place, the one at this absolute path of the agent's host
+  // or, if that is empty, the one that is now at the path of the agent's own, and answers when the
+  // new agent does: what it tells of itself. Children, observations and attachments go on.
+  // UPGRADE_REFUSED says why the agent goes on as it is; OUTCOME_UNKNOWN that no new one has
+  // answered within 30 s.
+  absl::StatusOr<v1::Agent> Upgrade(std::string_view binary = "") const;
+
   // A child by display name, id, or resource name.
   absl::StatusOr<Child> Find(std::string_view name) const;
 

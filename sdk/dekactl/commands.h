@@ -23,6 +23,7 @@ void AddAttach(CLI::App& app, Context& context);
 void AddDisconnect(CLI::App& app, Context& context);
 void AddSignal(CLI::App& app, Context& context);
 void AddInfo(CLI::App& app, Context& context);
+void AddUpgrade(CLI::App& app, Context& context);
 void AddCompletion(CLI::App& app, Context& context);
 
 // The argument CHILD, or with a vector any number of them.

@@ -12,7 +12,7 @@ namespace deka::dekactl {
 namespace {
 
 // Where both shells are one: given the words before the one to complete, prints what it can be, a
-// candidate a line; @DIR and @PROGRAM stand for what the shell itself knows.
+// candidate a line; @DIR, @FILE and @PROGRAM stand for what the shell itself knows.
 //
 // {0} commands, {1} what an option takes, {2} what a command's arguments take, {3} its options.
 constexpr std::string_view kCandidates = R"(
@@ -59,7 +59,7 @@ _dekactl_candidates() {{
   fi
   case $kind in
     CHILD) "$program" ${{target:+--target="$target"}} ps --names 2>/dev/null ;;
-    DIR | PROGRAM) printf '@%s\n' "$kind" ;;
+    DIR | FILE | PROGRAM) printf '@%s\n' "$kind" ;;
     TARGET) printf 'unix:\n' ;;
     ANY | '') ;;
     *) printf '%s\n' "$kind" | tr ' ' '\n' ;;
@@ -79,6 +79,7 @@ _dekactl() {
   while IFS= read -r candidate; do
     case $candidate in
       @DIR) compopt -o filenames && COMPREPLY+=($(compgen -d -- "$current")) ;;
+      @FILE) compopt -o filenames && COMPREPLY+=($(compgen -f -- "$current")) ;;
       @PROGRAM) compopt -o filenames && COMPREPLY+=($(compgen -c -- "$current") $(compgen -f -- "$current")) ;;
       -*) [[ $current != -* || $candidate != "$current"* ]] || COMPREPLY+=("$candidate") ;;
       *) [[ $candidate != "$current"* ]] || COMPREPLY+=("$candidate") ;;
@@ -103,6 +104,7 @@ _dekactl() {
   while IFS= read -r candidate; do
     case $candidate in
       @DIR) _files -/ ;;
+      @FILE) _files ;;
       @PROGRAM) _command_names -e; _files ;;
       -*) [[ $current != -* ]] || compadd -- "$candidate" ;;
       *:) compadd -S '' -- "$candidate" ;;
@@ -119,7 +121,7 @@ std::string Takes(const CLI::Option& option) {
   if (type == "SIGNAME") {
     return fmt::format("{}", fmt::join(SignalWords(), " "));
   }
-  if (type == "CHILD" || type == "DIR" || type == "PROGRAM" || type == "TARGET") {
+  if (type == "CHILD" || type == "DIR" || type == "FILE" || type == "PROGRAM" || type == "TARGET") {
     return type;
   }
   if (type.find('|') == std::string::npos) {

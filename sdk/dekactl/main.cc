@@ -46,6 +46,7 @@ int Run(int argc, char** argv) {
   AddDisconnect(app, context);
   AddSignal(app, context);
   AddInfo(app, context);
+  AddUpgrade(app, context);
   AddCompletion(app, context);
   AddTarget(app, context);
   for (CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 import select
 import signal
@@ -396,7 +397,7 @@ class TailTest(TestCase):
         self.fork_echo()
         process = self.start("tail", "--from", "earliest")
         self.assertIn("started", process.stdout.readline())
-        self.agent.kill()
+        self.agent.kill_all()
         successor = self.start_agent()
         self.assertIn("the agent was started anew", process.stdout.readline())
         successor.fork("echo.py")
@@ -565,20 +566,22 @@ class InfoTest(TestCase):
         self.fork_echo("runs")
         observer = self.agent.observe()
         observer.wait_for(lambda: observer.attached, "an observer")
+        self.agent.await_spare()
+        about = self.agent.about()
         told = self.told()
         self.assertGreater(told.pop("uptime"), 0)
         limits = told.pop("limits")
-        # There is one soon.
-        told.pop("sparePid")
         version = subprocess.run([os.environ["DEKA_AGENT"], "--version"], capture_output=True, text=True, check=True)
         self.assertEqual(
             told,
             {
                 "agent": observer.attached.agent,
                 "version": version.stdout.split()[1],
-                "agentPid": self.agent.pid,
+                "agentPid": about.pid,
                 "keeperPid": self.agent.process.pid,
+                "sparePid": about.spare_pid,
                 "incarnation": 1,
+                "degraded": False,
                 "epoch": observer.attached.epoch,
                 "head": observer.attached.head,
                 "observers": len(self.agent.observers),
@@ -607,11 +610,13 @@ class InfoTest(TestCase):
     def test_text(self):
         self.close_and_wait(self.fork_echo("ended"))
         self.fork_echo("runs")
+        spare = self.agent.await_spare()
         ended = self.run_it("info")
         self.assertEqual(ended.stderr, "")
         rows = dict(line.split(None, 1) for line in ended.lines if line)
-        self.assertEqual(rows["pid"], str(self.agent.pid))
-        self.assertEqual((rows["keeper"], rows["incarnation"]), (str(self.agent.process.pid), "1"))
+        self.assertEqual(rows["pid"], str(self.agent.about().pid))
+        keeper = str(self.agent.process.pid)
+        self.assertEqual((rows["keeper"], rows["spare"], rows["incarnation"]), (keeper, str(spare), "1"))
         self.assertEqual(rows["children"], "2, 1 running")
         self.assertEqual(rows["head"], str(self.told()["head"]))
         self.assertEqual(rows["child.message_bytes_max"], "1 MiB")
@@ -634,10 +639,112 @@ class InfoTest(TestCase):
         self.assertEqual(limits["child"]["messageBytesMax"], 99)
         self.assertIn("write_stalled_ms_max     1500 ms", self.run_it("info").lines)
 
-    def test_a_script_ends_the_agent_by_its_pid(self):
+    def test_without_a_keeper(self):
+        self.assertEqual(self.agent.stop(), 0)
+        self.agent = self.start_agent(arguments=["--no-keeper"])
+        told = self.told()
+        self.assertEqual((told["agentPid"], told["keeperPid"], told["sparePid"]), (self.agent.process.pid, None, None))
+        rows = dict(line.split(None, 1) for line in self.run_it("info").lines if line)
+        self.assertEqual((rows["keeper"], rows["spare"], rows["incarnation"]), ("none", "none", "1"))
+
+    def test_a_script_kills_the_agent_by_its_pid_and_another_goes_on(self):
+        child = self.fork_echo()
+        self.agent.await_spare()
         self.run_in_sh("kill -9 $(dekactl info --json | grep -o '\"agentPid\":[0-9]*' | cut -d: -f2)")
-        bridge.wait_until(lambda: self.told()["incarnation"] == 2, "its successor")
-        self.assertIsNone(self.agent.process.poll())
+        self.assertEqual(self.agent.await_successor(1).incarnation, 2)
+        self.run_it("send", child.id, "1")
+
+
+class UpgradeTest(TestCase):
+    def test_the_same_program(self):
+        child = self.fork_echo()
+        for incarnation, words in ((2, []), (3, ["--binary", os.path.relpath(os.environ["DEKA_AGENT"])])):
+            self.agent.await_spare()
+            ended = self.run_it("upgrade", *words)
+            about = self.agent.about()
+            self.assertEqual(about.incarnation, incarnation)
+            self.assertEqual(ended.lines, [f"version {about.version}, pid {about.pid}, incarnation {incarnation}"])
+            self.assertEqual(ended.stderr, "")
+        self.run_it("send", child.id, "1")
+
+    def test_what_is_refused(self):
+        for binary, said in (("/bin/true", "ended before it was ready"), ("/no/such/file", "cannot be opened")):
+            ended = self.run_it("upgrade", "--binary", binary, code=ERROR)
+            self.assertOneError(ended, binary, said)
+            self.assertEqual(ended.stdout, "")
+        self.assertEqual(self.agent.about().incarnation, 1)
+
+    def test_without_a_keeper(self):
+        self.assertEqual(self.agent.stop(), 0)
+        self.agent = self.start_agent(arguments=["--no-keeper"])
+        self.assertOneError(self.run_it("upgrade", code=ERROR), "without a keeper")
+
+
+class ReplacedTest(TestCase):
+    """The agent is killed under a command that goes on."""
+
+    def setUp(self):
+        super().setUp()
+        self.child = self.fork_echo()
+        self.agent.await_spare()
+
+    def test_tail_goes_on_and_tells_a_terminal(self):
+        screen, terminal = pty.openpty()
+        self.addCleanup(os.close, screen)
+        process = self.start("tail", "w", "--from", "earliest", stderr=terminal)
+        os.close(terminal)
+        self.assertIn("started", process.stdout.readline())
+        self.agent.kill_agent()
+        self.child.send("1")
+        for word in ("to", "from"):
+            self.assertIn(f" {word} ", process.stdout.readline())
+        shown = b""
+        while b"incarnation 2 goes on" not in shown:
+            shown += os.read(screen, 65536)
+        self.assertIn(b"\x1b[2mthe agent was replaced", shown)
+        self.child.disconnect()
+        ended = self.finish(process)
+        self.assertEqual((ended.code, kinds(ended)), (0, ["disconnected", "exited", "closed"]))
+
+    def test_tail_tells_nobody_else(self):
+        process = self.start("tail", "w", "--from", "earliest")
+        self.assertIn("started", process.stdout.readline())
+        self.agent.kill_agent()
+        self.child.disconnect()
+        ended = self.finish(process)
+        self.assertEqual((ended.code, kinds(ended)), (0, ["disconnected", "exited", "closed"]))
+        self.assertOneError(ended, "has closed")
+
+    def test_attach_goes_on(self):
+        process = self.start("attach", "w", stdin=subprocess.PIPE)
+        for number in range(1, 4):
+            process.stdin.write(f"{number}\n")
+            process.stdin.flush()
+            said = [EVENT_LINE.fullmatch(process.stdout.readline().rstrip("\n")).groups() for _ in range(2)]
+            self.assertEqual(said, [("w", "to", str(number)), ("w", "from", str(number))])
+            self.agent.kill_agent()
+            self.agent.await_spare()
+        ended = self.finish(process)
+        self.assertEqual((ended.code, ended.stdout, ended.stderr), (0, "", ""))
+
+    def test_lines_are_sent_once_and_in_order(self):
+        process = self.start("send", "w", "-", stdin=subprocess.PIPE)
+        lines = 4000
+        for number in range(lines):
+            process.stdin.write(f"{number}\n")
+            if number in (lines // 3, 2 * lines // 3):
+                process.stdin.flush()
+                self.agent.kill_agent()
+                self.agent.await_spare()
+        ended = self.finish(process)
+        self.assertEqual((ended.code, ended.stdout, ended.stderr), (0, "", ""))
+        self.child.disconnect()
+        observer = self.child.observe()
+        observer.wait_for_last("closed")
+        expected = [str(number) for number in range(lines)]
+        self.assertEqual([event.json for event in observer.of("to_child")], expected)
+        self.assertEqual(observer.json_from_child(), expected)
+
 
 
 class NoAgentTest(TestCase):
@@ -655,7 +762,7 @@ class NoAgentTest(TestCase):
             self.assertOneError(ended, f"{path}: this is no socket; name an agent's with DEKA_TARGET or --target")
 
     def test_a_socket_that_an_agent_has_left(self):
-        self.agent.kill()
+        self.agent.kill_all()
         self.assertOneError(self.run_it("ps", code=ERROR), self.agent.path, "deka-agent --listen")
 
 

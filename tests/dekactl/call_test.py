@@ -73,7 +73,7 @@ class CallTest(shell.Shell, bridge.TestCase):
         puppet = self.fork_puppet()
         process = self.start("call", "p", "1", "--match", "/id")
         puppet.read_line()
-        self.agent.kill()
+        self.agent.kill_all()
         self.start_agent()
         ended = self.finish(process)
         self.assertEqual(ended.code, ERROR, ended)

@@ -46,7 +46,7 @@ class TestCase(shell.Shell, unittest.TestCase):
 class UsageTest(TestCase):
     def test_help_names_every_command_and_exit_code(self):
         ended = self.run_it("--help")
-        for word in "fork ps wait send call tail attach disconnect signal info completion --target".split():
+        for word in "fork ps wait send call tail attach disconnect signal info upgrade completion --target".split():
             self.assertIn(word, ended.stdout)
         words = " ".join(ended.stdout.split())
         self.assertIn("0 complete, 1 error, 2 usage, 3 no such child, 4 something was missed, of call", words)
@@ -55,7 +55,7 @@ class UsageTest(TestCase):
     def test_each_command_has_help(self):
         commands = self.run_it("--help").stdout.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
         self.assertEqual(
-            [line.split()[0] for line in commands], "fork ps wait send call tail attach disconnect signal info completion".split()
+            [line.split()[0] for line in commands], "fork ps wait send call tail attach disconnect signal info upgrade completion".split()
         )
         for line in commands:
             command, summary = line.split(None, 1)
@@ -65,7 +65,7 @@ class UsageTest(TestCase):
                 self.assertIn("Usage: dekactl " + command, page)
 
     def test_help_has_80_columns(self):
-        for command in [[], *map(str.split, "fork ps wait send call tail attach disconnect signal info completion".split())]:
+        for command in [[], *map(str.split, "fork ps wait send call tail attach disconnect signal info upgrade completion".split())]:
             for line in self.run_it(*command, "--help").lines:
                 self.assertLessEqual(len(line), 80, line)
 
@@ -144,7 +144,7 @@ class UsageTest(TestCase):
         ):  # fmt: skip
             with self.subTest(arguments):
                 self.assertEqual(self.run_it("fork", *arguments, "--", "x", code=USAGE).errors, [said])
-        words = "fork, ps, wait, send, call, tail, attach, disconnect, signal, info, completion"
+        words = "fork, ps, wait, send, call, tail, attach, disconnect, signal, info, upgrade, completion"
         for arguments, said in (
             ([], f"dekactl: which command? Write one of {words}; see dekactl --help"),
             (["help"], f"dekactl: help is no command; write one of {words}; see dekactl --help"),
@@ -959,7 +959,7 @@ class CompletionTest(TestCase):
     def test_commands(self):
         self.assertEqual(
             self.complete("dekactl "),
-            "fork ps wait send call tail attach disconnect signal info completion".split(),
+            "fork ps wait send call tail attach disconnect signal info upgrade completion".split(),
         )
         self.assertEqual(self.complete("dekactl se"), ["send"])
         self.assertEqual(self.complete("dekactl --t"), ["--target"])

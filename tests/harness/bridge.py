@@ -316,7 +316,7 @@ class Agent:
     @property
     def pid(self):
         """Of the process that answers; `process` is its keeper if it has one."""
-        return answer(self.stub.GetAgent, api.GetAgentRequest(name="agents/-")).agent.pid
+        return self.about().pid
 
     def log(self):
         with open(self.log_path, encoding="utf-8", errors="replace") as log:
@@ -372,6 +372,41 @@ class Agent:
         """The call of Attach for an iterable of AttachRequest."""
         return self.stub.Attach(requests)
 
+    def about(self):
+        """What it tells of itself."""
+        return answer(self.stub.GetAgent, api.GetAgentRequest(name="agents/-"), wait_for_ready=True).agent
+
+    def await_spare(self):
+        """Waits until somebody could take over."""
+        return wait_until(lambda: self.about().spare_pid, "a spare that is ready")
+
+    def await_successor(self, incarnation):
+        """Waits until an agent that came after this one answers, and gives what it tells of itself."""
+
+        def there():
+            # A call that meets the end of the agent before is lost with it.
+            with contextlib.suppress(Refusal):
+                about = self.about()
+                return about if about.incarnation > incarnation else None
+            return None
+
+        return wait_until(there, f"an agent after incarnation {incarnation}")
+
+    def kill_agent(self):
+        """Kills the agent under its keeper, and gives what the next one tells of itself."""
+        about = self.about()
+        os.kill(about.pid, signal.SIGKILL)
+        return self.await_successor(about.incarnation)
+
+    def kill_all(self):
+        """Kills keeper, agent and spare: nobody is left to go on."""
+        pid = self.about().pid
+        self.process.kill()
+        self.process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not process_runs(pid), "the agent's end")
+
     def stop(self, number=signal.SIGTERM, deadline_s=DEADLINE_S):
         """Stops it as a user does, and gives its exit code."""
         if self.process.poll() is None:
@@ -385,20 +420,11 @@ class Agent:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"deka-agent does not stop: {self.log()}") from None
 
-    def kill(self):
-        """Leaves nothing of it, neither keeper nor agent, without a word."""
-        pid = self.pid
-        self.process.kill()
-        self.process.wait()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not process_runs(pid), "the end of the agent")
-
     def close(self):
         """Frees what is held here. The agent has ended before, or is killed now."""
         if self.process.poll() is None:
             with contextlib.suppress(Exception):
-                self.kill()
+                self.kill_all()
         for observer in self.observers:
             observer.stop()
         for channel in self.channels:
