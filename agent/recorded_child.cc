@@ -349,12 +349,19 @@ absl::Status RecordedChild::Recover(Agent::FoundChild found,
 void RecordedChild::RecoverMessages() {
   const uint64_t kept_max = memory_->control().limits.finished_max;
   const auto oldest = Clock::now() - environment_.limits.request_id_kept_ms_max;
-  if (kept_max == 0) forgotten_through_ = log_->newest_sequence();
   const uint64_t first = finished_sends_ - std::min(finished_sends_, kept_max);
+  const int64_t next = environment_.log.next_sequence();
+  const int64_t newest =
+      first < finished_sends_ ? memory_->finished(finished_sends_ - 1).sequence : 0;
+  bool overwritten = first > 0;  // all those before, by later ones
   for (uint64_t number = first; number < finished_sends_; ++number) {
     const FinishedSend& finished = memory_->finished(number);
-    // Those before it are overwritten.
-    if (number == first && first > 0) forgotten_through_ = finished.sequence - 1;
+    // By one that was kept and never committed.
+    if (finished.sequence > newest || finished.sequence >= next) {
+      overwritten = true;
+      continue;
+    }
+    if (std::exchange(overwritten, false)) forgotten_through_ = finished.sequence - 1;
     auto message = std::make_shared<Message>();
     message->state = Message::State::kFinished;
     message->key.assign(finished.key, finished.key_bytes);
@@ -375,6 +382,7 @@ void RecordedChild::RecoverMessages() {
     remembered_[message->key] = message;
     remembered_finished_.push_back(std::move(message));
   }
+  if (overwritten) forgotten_through_ = next - 1;
   if (process_ == nullptr) return;
   process_->ForEachQueued([this](uint64_t tag, std::string_view note) {
     auto message = std::make_shared<Message>();

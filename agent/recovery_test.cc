@@ -81,6 +81,7 @@ class TestKeeper : public ipc::Keeper {
   }
 
   void OnEnd(uint64_t number, Ended ended) override {
+    if (!children_.contains(number)) return;  // it was not started
     Child& child = children_.at(number);
     child.ended = std::move(ended);
     if (!child.ended || !child.wait_status) return;
@@ -99,6 +100,7 @@ class TestKeeper : public ipc::Keeper {
     child.released = true;
   }
   void Forget(uint64_t number) override {
+    if (!children_.contains(number)) return;
     Release(number);
     children_.at(number).memory.Close();
   }

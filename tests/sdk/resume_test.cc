@@ -190,7 +190,7 @@ TEST_F(ResumeTest, AnotherAgentIsAGap) {
   ASSERT_TRUE(before.Send("1").ok());
   record.AwaitLast("1");
 
-  EXPECT_EQ(EndAgent(SIGKILL), SIGKILL);
+  KillAll(client);
   record.AwaitLast("lost");
   StartAgent();
   record.AwaitLast("REASON_OTHER_EPOCH");

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -182,9 +183,7 @@ class AgentTest : public testing::Test {
 
   void StartAgent() {
     const std::string listen = "unix:" + agent_path();
-    // Its end is the end of its children's channels.
-    const char* const arguments[] = {getenv("DEKA_AGENT"), "--listen", listen.c_str(),
-                                     "--no-keeper", nullptr};
+    const char* const arguments[] = {getenv("DEKA_AGENT"), "--listen", listen.c_str(), nullptr};
     ASSERT_EQ(posix_spawn(&pid_, arguments[0], nullptr, nullptr,
                           const_cast<char* const*>(arguments), environ),
               0)
@@ -197,6 +196,19 @@ class AgentTest : public testing::Test {
     int status = 0;
     waitpid(pid_, &status, 0);
     return WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status);
+  }
+
+  // Nobody is left to go on: keeper, agent and spare are gone when it returns.
+  void KillAll(const Client& client) {
+    const absl::StatusOr<v1::Agent> agent = client.GetAgent();
+    ASSERT_TRUE(agent.ok()) << agent.status();
+    const int pidfd = static_cast<int>(syscall(SYS_pidfd_open, agent->pid(), 0));
+    ASSERT_GE(pidfd, 0);
+    EXPECT_EQ(EndAgent(SIGKILL), SIGKILL);
+    kill(agent->pid(), SIGKILL);
+    pollfd ended = {pidfd, POLLIN, 0};
+    EXPECT_EQ(poll(&ended, 1, static_cast<int>(std::chrono::milliseconds(kDeadline).count())), 1);
+    close(pidfd);
   }
 
   // Waits until somebody serves `path`.
