@@ -184,6 +184,11 @@ void Killer::Probe() {
   }
 }
 
+Clock::time_point Killer::last_kill() const {
+  ipc::MutexLock lock(mutex_);
+  return killed_time_;
+}
+
 void Killer::Attached() {
   ipc::MutexLock lock(mutex_);
   attached_kills_ = kills_;

@@ -46,6 +46,7 @@ class Killer {
   bool stopping() const { return stopping_; }
 
   int kills() const { return kills_; }
+  Clock::time_point last_kill() const;
   int quick() const { return quick_; }
   int before_answer() const { return before_answer_; }
   int after_answer() const { return after_answer_; }

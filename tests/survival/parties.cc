@@ -95,6 +95,9 @@ void Watcher::Start() {
   observer.on_attached = [this](const v1::Attached& attached) {
     scene_.CheckCursor(name_, attached.start());
     if (on_attached) on_attached();
+    ipc::MutexLock lock(mutex_);
+    attached_time_ = Clock::now();
+    changed_.NotifyAll();
   };
   observer.on_event = [this](const v1::Event& event) {
     if (on_event) return on_event(event);
@@ -125,6 +128,16 @@ void Watcher::Start() {
     return;
   }
   observation_ = std::make_unique<Observation>(*std::move(observation));
+}
+
+void Watcher::AwaitAttachedSince(Clock::time_point time) {
+  const auto deadline = Clock::now() + kHangs;
+  ipc::MutexLock lock(mutex_);
+  while (observation_ != nullptr && attached_time_ < time) {
+    if (changed_.WaitUntil(mutex_, deadline)) continue;
+    scene_.verdict.Violation(fmt::format("{} does not observe any more", name_));
+    return;
+  }
 }
 
 void Watcher::Check() {

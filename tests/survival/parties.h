@@ -58,6 +58,7 @@ class Watcher {
   std::function<void()> on_attached = {};
 
   void Start();
+  void AwaitAttachedSince(Clock::time_point time);
   // After the agent's end: whether it heard of it, and was shown what the witness was.
   void Check();
 
@@ -68,6 +69,8 @@ class Watcher {
   const std::function<bool(const Seen&)> fits_;
   Client client_;
   ipc::Mutex mutex_;
+  ipc::CondVar changed_;
+  Clock::time_point attached_time_ ABSL_GUARDED_BY(mutex_);
   std::vector<Shown> shown_ ABSL_GUARDED_BY(mutex_);
   std::vector<v1::Gap> gaps_ ABSL_GUARDED_BY(mutex_);
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;

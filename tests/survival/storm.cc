@@ -73,8 +73,8 @@ bridge::v1::AgentConfig ConfigOf(const Options& options) {
   auto& child = *limits.mutable_child();
   child.set_message_bytes_max(kMessageBytesMax);
   child.set_queue_bytes_max(256 << 10);
-  child.set_log_bytes_max(options.small_logs ? 192 << 10 : 32 << 20);
-  limits.set_log_events_max(options.small_logs ? 1000 : 1 << 18);
+  child.set_log_bytes_max(options.small_logs ? 192 << 10 : 16 << 20);
+  limits.set_log_events_max(options.small_logs ? 1000 : 1 << 15);
   limits.set_logs_bytes_max(int64_t{2} << 30);
   limits.set_ended_children_max(4096);
   return config;
@@ -125,6 +125,8 @@ class Storm {
         verdict_);
     std::thread watchdog([this, keeper] { Watch(keeper); });
     Rage(client);
+    // Who is to be told of the end observes the last agent.
+    for (const auto& watcher : watchers_) watcher->AwaitAttachedSince(killer_->last_kill());
     const int code = (*agent)->Stop(kHangs);
     if (code != 0) verdict_.Violation(fmt::format("deka-agent has ended with {}", code));
     for (const auto& watcher : watchers_) watcher->Check();
@@ -206,7 +208,7 @@ class Storm {
                           .seed = Mix(options_.seed ^ HashOf(key)),
                           .code = ++code,
                           .count = kind.count,
-                          .ahead = options_.small_logs ? 0u : 4000u,
+                          .ahead = options_.small_logs ? 0u : 800u,
                           .node = i == 2,
                           .account = fmt::format("{}/{}.account", directory_.path(), key)});
         const absl::StatusOr<Child> child = client.Fork(scene_.SpecOf(plan));
@@ -267,7 +269,7 @@ class Storm {
 
   // A storm that hangs tells where, and ends.
   void Watch(pid_t keeper) {
-    const auto deadline = Clock::now() + 6 * kHangs + options_.kills * milliseconds(1500);
+    const auto deadline = Clock::now() + 2 * kHangs + options_.kills * seconds(2);
     ipc::MutexLock lock(mutex_);
     while (!done_) {
       if (changed_.WaitUntil(mutex_, deadline)) continue;
@@ -324,16 +326,21 @@ class Storm {
                sorted[sorted.size() / 2], sorted.size(), sorted.back());
   }
 
-  // What the agents have said, but for what each says when it begins.
+  // The end of what the agents have said, but for what each says when it begins.
   static void PrintLog(const std::string& log) {
-    size_t shown = 0;
-    for (size_t begin = 0; begin < log.size() && shown < 100;) {
+    std::vector<std::string_view> lines;
+    for (size_t begin = 0; begin < log.size();) {
       const size_t end = std::min(log.find('\n', begin), log.size());
-      const std::string line = log.substr(begin, end - begin);
+      const std::string_view line = std::string_view(log).substr(begin, end - begin);
       begin = end + 1;
-      if (line.find(" serves unix:") != std::string::npos) continue;
-      fmt::print("log: {}\n", line);
-      ++shown;
+      if (line.find(" serves unix:") == std::string_view::npos &&
+          line.find(" descriptors allows ") == std::string_view::npos) {
+        lines.push_back(line);
+      }
+    }
+    constexpr size_t kMax = 50;
+    for (size_t i = lines.size() - std::min(lines.size(), kMax); i < lines.size(); ++i) {
+      fmt::print("log: {}\n", lines[i]);
     }
   }
 

@@ -7,7 +7,7 @@
 //   echo   an answer to each message
 //   slow   reads little at a time, seldom
 //   print  numbered lines on stdout and stderr, and a message now and then
-//   burst  COUNT messages and lines, then it ends at once; it reads nothing
+//   burst  COUNT messages and lines, then it ends at once; it reads nothing, but may wait for input
 //
 // With AHEAD those that write by themselves pause when so many of their messages and lines were not
 // shown yet. Told to stop, or at the channel's end, it writes what it has begun and exits with
@@ -104,6 +104,9 @@ class Child {
         Read(static_cast<int>(random_.Below(20)));
       }
     } else if (role_ == "burst") {
+      // Half of them end with input that they have not read.
+      pollfd unread = {.fd = channel_, .events = POLLIN, .revents = 0};
+      if (random_.Below(2) == 0) poll(&unread, 1, 500);
       for (; count_ > 0; --count_) {
         Queue(MessageOf(seed_, ++number_));
         if (random_.Below(20) == 0) Flush();
