@@ -222,7 +222,7 @@ TEST_F(CallTest, AnAgentThatIsKilledIsNotWaitedFor) {
   absl::StatusOr<v1::Event> reply;
   std::thread call([&] { reply = child.Call("1", {.where = {Where("/id")}}); });
   record.AwaitLast("2");
-  KillAll(client);
+  KillAll(client_);
   StartAgent();
   call.join();
   EXPECT_EQ(Word(reply), "OUTCOME_UNKNOWN");
