@@ -153,14 +153,7 @@ void Ledger::Saw(const v1::Event& event) {
                                      event.child(), event.ShortDebugString()));
       return;
     }
-    if (const auto [other, first] = ids_.emplace(key, event.child()); !first) {
-      verdict_.Violation(fmt::format("the fork {} has made two children: {} and {}", key,
-                                     other->second, event.child()));
-    }
-    book.plan = &plan->second;
-    book.id = event.child();
-    book.account = std::make_shared<MappedAccount>(book.plan->account);
-    ++figures_.children;
+    Begin(book, plan->second, event.child());
   }
   if (book.plan == nullptr) {
     verdict_.Violation(fmt::format("event {} is of a child that has not started: {}",
@@ -327,6 +320,7 @@ void Ledger::SawExit(const Book& book, const v1::Event& event) {
 void Ledger::Missed(const v1::Gap& gap) {
   ipc::MutexLock lock(mutex_);
   changed_.NotifyAll();
+  if (gaps_) KnowForked(gap.child());
   const auto found = books_.find(gap.child());
   const auto count = gap.to_child_sequence() - gap.from_child_sequence() + 1;
   ++figures_.gaps;
@@ -347,6 +341,33 @@ void Ledger::Missed(const v1::Gap& gap) {
     book.piece[stream].clear();
     book.piece_missed[stream] = true;
   }
+}
+
+void Ledger::KnowForked(const std::string& id) {
+  Book& book = books_[id];
+  const auto deadline = Clock::now() + kHangs;
+  while (book.plan == nullptr) {
+    for (const auto& [key, name] : forks_) {
+      if (!name.ends_with("/" + id)) continue;
+      Begin(book, plans_.at(key), id);
+      return;
+    }
+    if (!changed_.WaitUntil(mutex_, deadline)) {
+      books_.erase(id);
+      return;
+    }
+  }
+}
+
+void Ledger::Begin(Book& book, const ChildPlan& plan, const std::string& id) {
+  if (const auto [other, first] = ids_.emplace(plan.key, id); !first) {
+    verdict_.Violation(
+        fmt::format("the fork {} has made two children: {} and {}", plan.key, other->second, id));
+  }
+  book.plan = &plan;
+  book.id = id;
+  book.account = std::make_shared<MappedAccount>(plan.account);
+  ++figures_.children;
 }
 
 int64_t Ledger::last() const {
@@ -387,6 +408,7 @@ void Ledger::Sent(SendRecord record) {
 
 void Ledger::Forked(const std::string& key, const std::string& name) {
   ipc::MutexLock lock(mutex_);
+  changed_.NotifyAll();
   if (const auto [other, first] = forks_.emplace(key, name); !first && other->second != name) {
     verdict_.Violation(
         fmt::format("the fork {} was answered with {}, then with {}", key, other->second, name));
@@ -440,11 +462,14 @@ void Ledger::CheckObserver(const std::string& name, const std::vector<Shown>& sh
           return r.first <= seen.child_sequence && seen.child_sequence <= r.second;
         });
     if (was_shown != (fits(seen) && named == 0) || named > 1) {
-      verdict_.Violation(
-          fmt::format("{}: event {} of {} was {}shown, {} the filter, and {} gaps "
-                      "name it",
-                      name, sequence, seen.child->key, was_shown ? "" : "not ",
-                      fits(seen) ? "fits" : "does not fit", named));
+      std::string text = fmt::format(
+          "{}: event {} of {}, its {}th, was {}shown, {} the filter, and {} gaps name it:", name,
+          sequence, seen.child->key, seen.child_sequence, was_shown ? "" : "not ",
+          fits(seen) ? "fits" : "does not fit", named);
+      for (size_t i = 0; i < std::min<size_t>(ranges.size(), 8); ++i) {
+        text += fmt::format(" {}..{}", ranges[i].first, ranges[i].second);
+      }
+      verdict_.Violation(text);
     }
   }
 }

@@ -136,7 +136,7 @@ class Ledger {
   // A fork was answered with this child.
   void Forked(const std::string& key, const std::string& name);
 
-  // What another observer was shown, of the events that fit, up to the end; its gaps.
+  // What another observer was shown, of the events that fit, from the first to the end; its gaps.
   void CheckObserver(const std::string& name, const std::vector<Shown>& shown,
                      const std::vector<v1::Gap>& gaps,
                      const std::function<bool(const Seen&)>& fits) const;
@@ -173,6 +173,10 @@ class Ledger {
     int truncated = 0;
   };
 
+  void Begin(Book& book, const ChildPlan& plan, const std::string& id)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // A child whose `started` is missed: waits until its fork is answered.
+  void KnowForked(const std::string& id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Saw(Book& book, const v1::Event& event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void SawMessage(Book& book, const v1::Event& event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void SawOutput(Book& book, const v1::Event& event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -90,7 +90,10 @@ Watcher::Watcher(Scene& scene, std::string name, v1::ObserveRequest request,
 
 void Watcher::Start() {
   v1::ObserveRequest request = request_;
-  request.mutable_observation()->mutable_start()->set_earliest(true);
+  // Not `earliest`: that names no gap for what a log has lost already.
+  v1::Cursor& first = *request.mutable_observation()->mutable_start()->mutable_after();
+  first.set_agent(scene_.agent);
+  first.set_epoch(scene_.epoch);
   Observer observer;
   observer.on_attached = [this](const v1::Attached& attached) {
     scene_.CheckCursor(name_, attached.start());

@@ -25,6 +25,7 @@ namespace deka::storm {
 
 struct Scene {
   std::string target;
+  std::string agent;  // its id
   std::string child_program;
   std::string directory;
   bool small_logs = false;

@@ -40,6 +40,8 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
+constexpr char kAgent[] = "storm";
+
 struct Options {
   uint64_t seed = 1;
   int kills = 60;
@@ -68,7 +70,7 @@ class Directory {
 
 bridge::v1::AgentConfig ConfigOf(const Options& options) {
   bridge::v1::AgentConfig config;
-  config.set_agent_id("storm");
+  config.set_agent_id(kAgent);
   auto& limits = *config.mutable_limits();
   auto& child = *limits.mutable_child();
   child.set_message_bytes_max(kMessageBytesMax);
@@ -94,6 +96,7 @@ class Storm {
       : options_(options),
         ledger_(verdict_, options.small_logs),
         scene_{.target = "",
+               .agent = kAgent,
                .child_program = std::filesystem::absolute(options.child),
                .directory = directory_.path(),
                .small_logs = options.small_logs,
@@ -116,6 +119,7 @@ class Storm {
       return 2;
     }
     const pid_t keeper = description->keeper_pid();
+    scene_.epoch = description->epoch();
     killer_ = std::make_unique<Killer>(
         Killer::Options{.seed = Mix(options_.seed),
                         .kills = options_.kills,
