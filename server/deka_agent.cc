@@ -400,6 +400,7 @@ class AgentProcess {
     lineage_.spare_pid = 0;
     lineage_.degraded = true;
     agent_->SetLineage(lineage_);
+    server_->SetPid(getpid());
   }
 
   void TakeSignals() {

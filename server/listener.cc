@@ -94,6 +94,13 @@ absl::Status SecureDirectory(const std::string& directory) {
   return absl::OkStatus();
 }
 
+// False with errno.
+bool WritePid(int lock, pid_t pid) {
+  const std::string line = fmt::format("{}\n", pid);
+  return ftruncate(lock, 0) == 0 &&
+         pwrite(lock, line.data(), line.size(), 0) == static_cast<ssize_t>(line.size());
+}
+
 // What the holder of a lock has written into it: " (pid 4711)".
 std::string HolderOf(int lock) {
   char text[32] = {};
@@ -218,6 +225,11 @@ bool Listener::TakeHeld(const std::string& path) {
   return false;
 }
 
+void Listener::SetPid(pid_t pid) {
+  // Who finds an old number there is told of the wrong process, and no more.
+  for (const Place& place : places_) (void)WritePid(place.lock, pid);
+}
+
 std::vector<std::pair<int, int>> Listener::descriptors() const {
   std::vector<std::pair<int, int>> descriptors;
   for (const Place& place : places_) descriptors.emplace_back(place.lock, place.socket);
@@ -241,11 +253,7 @@ absl::Status Listener::OpenPlace(const std::string& path) {
                                  "with --listen.",
                                  HolderOf(place.lock), path));
   }
-  const std::string pid = fmt::format("{}\n", options_.pid);
-  if (ftruncate(place.lock, 0) != 0 ||
-      pwrite(place.lock, pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size())) {
-    return SystemError("write", lock, errno);
-  }
+  if (!WritePid(place.lock, options_.pid)) return SystemError("write", lock, errno);
 
   const sockaddr_un address = UnixAddress(path);
   struct stat status = {};

@@ -92,6 +92,9 @@ class Listener {
 
   const std::vector<std::string>& paths() const { return paths_; }
 
+  // Who serves from now on, as Options::pid.
+  void SetPid(pid_t pid);
+
   // Of each path, its lock and its socket, which stay the listener's.
   std::vector<std::pair<int, int>> descriptors() const;
 

@@ -115,7 +115,7 @@ TEST(Reasons, AreAllNamed) {
 
 TEST(Reasons, OfAnyMethodStandInOnePlace) {
   const auto methods = ErrorsOfMethods();
-  EXPECT_EQ(methods.size(), 1u + 9u);
+  EXPECT_EQ(methods.size(), 1u + 10u);
   for (const char* name :
        {"AGENT_STOPPING", "CONNECTIONS_LIMIT", "STALLED", "INVALID_ARGUMENT", "CHILD_AMBIGUOUS"}) {
     for (const auto& [method, errors] : methods) {

@@ -100,6 +100,7 @@ class Server::Impl {
 
   const std::vector<std::string>& paths() const { return listener_->paths(); }
   std::vector<std::pair<int, int>> descriptors() const { return listener_->descriptors(); }
+  void SetPid(pid_t pid) { listener_->SetPid(pid); }
 
   void AnnounceStop() {
     health_.Stop();
@@ -156,6 +157,7 @@ void Server::Serve() { impl_->Serve(); }
 const std::vector<std::string>& Server::paths() const { return impl_->paths(); }
 
 std::vector<std::pair<int, int>> Server::descriptors() const { return impl_->descriptors(); }
+void Server::SetPid(pid_t pid) { impl_->SetPid(pid); }
 
 void Server::AnnounceStop() { impl_->AnnounceStop(); }
 

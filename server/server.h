@@ -72,6 +72,7 @@ class Server {
 
   // See Listener.
   std::vector<std::pair<int, int>> descriptors() const;
+  void SetPid(pid_t pid);
 
   // Health is NOT_SERVING from now on, everything else goes on: for who stops the agent next.
   void AnnounceStop();

@@ -88,14 +88,15 @@ std::chrono::system_clock::time_point AfterStart(milliseconds time) {
 }
 
 TEST(AgentTextTest, ProgramsGetNumbersAndAlwaysTheSameMembers) {
-  EXPECT_EQ(AgentJson(MakeAgent(), AfterStart(milliseconds(62'007))),
-            R"({"agent":"build-7","version":"0.1.0","agentPid":4711,"keeperPid":4700,)"
-            R"("sparePid":4712,"incarnation":3,"uptime":62.007,"epoch":1732526400000000,)"
-            R"("head":9007199254740993,"observers":2,"children":5,"limits":{"child":)"
-            R"({"messageBytesMax":1048576,"queueBytesMax":4198400,"logBytesMax":1001},)"
-            R"("logsBytesMax":8589934592,"queuesBytesMax":268435456,"childrenMax":16384,)"
-            R"("observersMax":1024,"logEventsMax":1,"queueMessagesMax":65536,)"
-            R"("endedChildrenMax":0,"connectionsMax":1023,"writeStalledMsMax":10000}})");
+  EXPECT_EQ(
+      AgentJson(MakeAgent(), AfterStart(milliseconds(62'007))),
+      R"({"agent":"build-7","version":"0.1.0","agentPid":4711,"keeperPid":4700,)"
+      R"("sparePid":4712,"incarnation":3,"degraded":false,"uptime":62.007,"epoch":1732526400000000,)"
+      R"("head":9007199254740993,"observers":2,"children":5,"limits":{"child":)"
+      R"({"messageBytesMax":1048576,"queueBytesMax":4198400,"logBytesMax":1001},)"
+      R"("logsBytesMax":8589934592,"queuesBytesMax":268435456,"childrenMax":16384,)"
+      R"("observersMax":1024,"logEventsMax":1,"queueMessagesMax":65536,)"
+      R"("endedChildrenMax":0,"connectionsMax":1023,"writeStalledMsMax":10000}})");
 }
 
 TEST(AgentTextTest, AProcessThatIsNotThereIsNull) {

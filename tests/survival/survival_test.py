@@ -282,6 +282,7 @@ class KeeperTest(TestCase):
             capture_output=True, text=True, timeout=bridge.DEADLINE_S,
         )  # fmt: skip
         self.assertEqual(ended.returncode, 1, ended.stderr)
+        self.assertIn(f"(pid {about.pid})", ended.stderr)
         os.kill(about.pid, signal.SIGTERM)
         self.assertEqual(observer.wait_for_end().fin.reason, api.Fin.REASON_AGENT_STOPPING)
         self.assertEqual(observer.kinds[-3:], ["disconnected", "exited", "closed"])
