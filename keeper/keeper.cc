@@ -484,14 +484,7 @@ void Keeper::AgentEnded(int status) {
   }
   Say(Level::kWarning, "agent %d %s; %zu children go on", ended.pid, how.text, Running());
   if (!ended.hung && !IsOwnEnd(status)) return;
-  const bool before = agent_crashes_.often;
-  agent_at_ = agent_crashes_.Add(options_, ended.started_at, now_);
-  if (agent_crashes_.often && !before) {
-    Say(Level::kError,
-        "%u agents have ended by themselves in %lld s: one is started every %lld s from now on",
-        kCrashesMax, static_cast<long long>(options_.crash_window_ms / 1000),
-        static_cast<long long>(options_.crash_pause_ms / 1000));
-  }
+  agent_at_ = Crashed(agent_crashes_, "agents", ended.started_at);
 }
 
 void Keeper::SpareEnded(int status) {
@@ -506,14 +499,19 @@ void Keeper::SpareEnded(int status) {
   spare_at_ = now_;
   Say(Level::kWarning, "spare %d %s", ended.pid, how.text);
   if (!ended.hung && !IsOwnEnd(status)) return;
-  const bool before = spare_crashes_.often;
-  spare_at_ = spare_crashes_.Add(options_, ended.started_at, now_);
-  if (spare_crashes_.often && !before) {
+  spare_at_ = Crashed(spare_crashes_, "spares", ended.started_at);
+}
+
+int64_t Keeper::Crashed(Crashes& crashes, const char* what, int64_t started_at) {
+  const bool before = crashes.often;
+  const int64_t next = crashes.Add(options_, started_at, now_);
+  if (crashes.often && !before) {
     Say(Level::kError,
-        "%u spares have ended by themselves in %lld s: one is started every %lld s from now on",
-        kCrashesMax, static_cast<long long>(options_.crash_window_ms / 1000),
+        "%u %s have ended by themselves in %lld s: one is started every %lld s from now on",
+        kCrashesMax, what, static_cast<long long>(options_.crash_window_ms / 1000),
         static_cast<long long>(options_.crash_pause_ms / 1000));
   }
+  return next;
 }
 
 void Keeper::Stop(int signal_number) {

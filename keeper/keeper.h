@@ -162,6 +162,8 @@ class Keeper {
   void WaitForProcesses();
   void AgentEnded(int status);
   void SpareEnded(int status);
+  // Counts one, says so when they come too often. Returns when the next may start.
+  int64_t Crashed(Crashes& crashes, const char* what, int64_t started_at);
   void Stop(int signal_number);
   void EndChildren();
   void KillChildren();
