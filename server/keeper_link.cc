@@ -230,10 +230,11 @@ std::vector<ipc::Descriptor> KeeperLink::TakeKept(uint32_t slot) {
 void KeeperLink::Begin(ipc::EventLoop& loop, Events events) {
   loop_ = &loop;
   events_ = std::move(events);
-  turn_.emplace(loop, [this] {
-    for (const Message& message : std::exchange(heard_, {})) Hear(message);
+  turn_.emplace(loop, [this] { HearAll(); });
+  watch_.emplace(loop, socket_.get(), [this](int) {
+    ReceiveAll();
+    HearAll();
   });
-  watch_.emplace(loop, socket_.get(), [this](int) { OnReady(); });
   watch_->Reference(false);
   watch_->Want(ipc::Watch::kReadable);
   heartbeat_.emplace(loop);
@@ -343,7 +344,7 @@ bool KeeperLink::Send(const Message& message, const std::vector<int>& descriptor
     if (error == 0) return true;
     if (error == EPIPE) {
       // What it said before its end comes first.
-      for (Packet packet; Receive(MSG_DONTWAIT, packet);) Defer(packet);
+      ReceiveAll();
       return false;
     }
     if (error != EAGAIN && error != ETOOMANYREFS) return false;
@@ -383,12 +384,11 @@ bool KeeperLink::Receive(int flags, Packet& packet) {
   }
 }
 
-void KeeperLink::OnReady() {
-  Packet packet;
-  while (Receive(MSG_DONTWAIT, packet)) {
-    for (size_t i = 0; i < packet.count; ++i) close(packet.descriptors[i]);
-    heard_.push_back(packet.message);
-  }
+void KeeperLink::ReceiveAll() {
+  for (Packet packet; Receive(MSG_DONTWAIT, packet);) Defer(packet);
+}
+
+void KeeperLink::HearAll() {
   for (const Message& message : std::exchange(heard_, {})) Hear(message);
 }
 
@@ -413,7 +413,7 @@ void KeeperLink::Lose() {
   if (loop_ == nullptr) return;
   if (watch_) watch_->Want(ipc::Watch::kNone);
   loop_->Post([this] {
-    for (const Message& message : std::exchange(heard_, {})) Hear(message);
+    HearAll();
     std::vector<uint64_t> numbers;
     for (const auto& [number, ended] : on_end_) numbers.push_back(number);
     for (const uint64_t number : numbers) TellEnd(number);

@@ -102,7 +102,8 @@ class KeeperLink final : public ipc::Keeper {
   void Defer(const keeper::Packet& packet);
   // False: there is nothing, or the keeper is gone.
   bool Receive(int flags, keeper::Packet& packet);
-  void OnReady();
+  void ReceiveAll();
+  void HearAll();
   void Hear(const keeper::Message& message);
   void TellEnd(uint64_t number);
   void Lose();
