@@ -21,6 +21,7 @@
 #include "agent/names.h"
 #include "agent/recorded_child.h"
 #include "agent/spec.h"
+#include "agent/wall_time.h"
 #include "ipc/error.h"
 #include "ipc/version.h"
 
@@ -103,12 +104,6 @@ struct PagePlace {
         {{"field", "page_token"}});
   }
 };
-
-std::chrono::microseconds AgeOf(int64_t time_us) {
-  const auto now = std::chrono::duration_cast<std::chrono::microseconds>(
-      std::chrono::system_clock::now().time_since_epoch());
-  return std::max(now - std::chrono::microseconds(time_us), std::chrono::microseconds(0));
-}
 
 template <typename T>
 std::map<std::string, T> ToMap(const google::protobuf::Map<std::string, T>& map) {

@@ -31,6 +31,12 @@ namespace deka::agent {
 struct ChildCommit {
   ipc::Progress progress;
   RecordRing::Head head;
+
+  // The same again if it was cut short.
+  void ApplyTo(ipc::Progress& told, RecordRing& ring) const {
+    told = progress;
+    ring.Publish(head);
+  }
 };
 
 struct AgentMemory {

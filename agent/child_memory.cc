@@ -144,9 +144,9 @@ absl::Status ChildMemory::CheckFound(AgentMemory& agent) {
   if (found.sender_bytes > kSenderBytesMax) return Impossible("sender", found.sender_bytes);
   AgentMemory::Redo& redo = agent.redo;
   if (redo.last != 0 && redo.child == found.number) {
-    page.progress = redo.values.progress;
     const std::span<char> log = bytes_.subspan(layout.log);
-    RecordRing(found.ring, log.data(), log.size()).Publish(redo.values.head);
+    RecordRing ring(found.ring, log.data(), log.size());
+    redo.values.ApplyTo(page.progress, ring);
     redo.last = 0;
   }
   absl::StatusOr<ipc::StreamMemory> streams = ipc::StreamMemory::Recover(

@@ -6,18 +6,13 @@
 
 #include "absl/container/inlined_vector.h"
 #include "agent/log_observation.h"
+#include "agent/wall_time.h"
 #include "fmt/format.h"
 #include "ipc/error.h"
 #include "ipc/utf8.h"
 
 namespace deka::agent {
 namespace {
-
-int64_t NowUs() {
-  return std::chrono::duration_cast<std::chrono::microseconds>(
-             std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
 
 constexpr uint64_t kPage = LogMemory::kPageBytes;
 constexpr uint64_t PageFloor(uint64_t bytes) { return bytes / kPage * kPage; }
@@ -59,10 +54,10 @@ absl::StatusOr<std::shared_ptr<Log>> EventLog::AddChild(std::string child, Label
   if (absl::Status status = Recover(*log); !status.ok()) return status;
   by_charge_.insert({log->charged_bytes_, log.get()});
   ipc::MutexLock lock(mutex_);
-  // In the order of their news.
-  auto place = logs_.begin();
+  // In the order of their news: one that has none stands last.
+  auto place = log->news_ == 0 ? logs_.end() : logs_.begin();
   while (place != logs_.end() && (*place)->news_ > log->news_) ++place;
-  log->place_in_list_ = logs_.insert(log->news_ == 0 ? logs_.end() : place, log);
+  log->place_in_list_ = logs_.insert(place, log);
   for (LogObservation* observer : observers_) observer->OnNewLog(log);
   return log;
 }
@@ -92,11 +87,6 @@ absl::Status EventLog::Recover(Log& log) {
   log.closed_ = log.ring_.At(control.newest).kind == v1::EVENT_KIND_CLOSED;
   memory_.time_us = std::max(memory_.time_us, log.ring_.At(control.newest).time_us);
   return absl::OkStatus();
-}
-
-void EventLog::Apply(Log& log, const ChildCommit& values) {
-  log.memory_->progress() = values.progress;
-  log.ring_.Publish(values.head);
 }
 
 int64_t EventLog::Stage(Log& log, const Draft& draft) {
@@ -214,7 +204,7 @@ void EventLog::Commit() {
     RecordRing::Control control;
     {
       ipc::MutexLock log_lock(log.mutex_);
-      Apply(log, redo.values);
+      redo.values.ApplyTo(log.memory_->progress(), log.ring_);
       log.closed_ |= batch.closes;
       control = log.ring_.control();
     }

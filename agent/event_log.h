@@ -280,7 +280,6 @@ class EventLog {
   };
 
   absl::Status Recover(Log& log) ABSL_NO_THREAD_SAFETY_ANALYSIS;
-  static void Apply(Log& log, const ChildCommit& values) ABSL_NO_THREAD_SAFETY_ANALYSIS;
   static bool IsHalfALog(const Batch& batch) ABSL_NO_THREAD_SAFETY_ANALYSIS;
   void Open(Log& log) ABSL_NO_THREAD_SAFETY_ANALYSIS;
   void MakeRoom(Log& log, uint64_t record_bytes) ABSL_NO_THREAD_SAFETY_ANALYSIS;

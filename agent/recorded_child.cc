@@ -7,6 +7,7 @@
 
 #include "agent/fingerprint.h"
 #include "agent/names.h"
+#include "agent/wall_time.h"
 #include "fmt/format.h"
 #include "ipc/error.h"
 #include "ipc/utf8.h"
@@ -36,16 +37,6 @@ int64_t BootTimeMs() {
   timespec now = {};
   clock_gettime(CLOCK_BOOTTIME, &now);
   return now.tv_sec * 1000 + now.tv_nsec / 1'000'000;
-}
-
-int64_t NowUs() {
-  return std::chrono::duration_cast<std::chrono::microseconds>(
-             std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
-
-std::chrono::microseconds AgeOf(int64_t time_us) {
-  return std::chrono::microseconds(std::max<int64_t>(NowUs() - time_us, 0));
 }
 
 ipc::Dialect FromProto(v1::Dialect dialect) {
@@ -289,14 +280,10 @@ absl::Status RecordedChild::Recover(Agent::FoundChild found,
   payload_bytes_max_ = std::max(payload_bytes_max_, streams.output_line_bytes_max);
   disconnected_ = has_channel_ && (ends & ipc::ChildProcess::kDisconnected) != 0;
   if ((ends & ipc::ChildProcess::kExited) != 0) {
-    exit_status_ = ExitStatusOf({.code = control.exit_known && WIFEXITED(control.wait_status)
-                                             ? std::optional(WEXITSTATUS(control.wait_status))
-                                             : std::nullopt,
-                                 .signal = control.exit_known && WIFSIGNALED(control.wait_status)
-                                               ? std::optional(WTERMSIG(control.wait_status))
-                                               : std::nullopt,
-                                 .unknown_reason = "The agent before did not learn how it ended.",
-                                 .drained = !control.still_held});
+    ipc::ExitStatus status = {.unknown_reason = "The agent before did not learn how it ended."};
+    if (control.exit_known) status = ipc::ExitStatusOf(control.wait_status);
+    status.drained = !control.still_held;
+    exit_status_ = ExitStatusOf(status);
     environment_.keeper->Acknowledge(memory_->number());
   }
   closed_ = (ends & ipc::ChildProcess::kClosed) != 0;

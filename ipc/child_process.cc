@@ -237,11 +237,6 @@ ExitStatus StatusOf(const spawn::Ended& ended) {
   }
 }
 
-ExitStatus StatusOf(int wait_status) {
-  if (WIFEXITED(wait_status)) return {.code = WEXITSTATUS(wait_status)};
-  return {.signal = WTERMSIG(wait_status)};
-}
-
 // How a process ended that somebody else started: looks, but leaves it for its parent to reap.
 // Unset: it has not ended.
 std::optional<ExitStatus> Look(int pidfd) {
@@ -288,6 +283,11 @@ class Orphans {
 };
 
 }  // namespace
+
+ExitStatus ExitStatusOf(int wait_status) {
+  if (WIFEXITED(wait_status)) return {.code = WEXITSTATUS(wait_status)};
+  return {.signal = WTERMSIG(wait_status)};
+}
 
 DialectChoice ForkDialect(const ForkOptions& options) {
   if (options.dialect.has_value()) return {.dialect = *options.dialect, .reason = "asked for"};
@@ -570,7 +570,7 @@ absl::Status ChildProcess::WatchProcess(pid_t pid, Descriptor pidfd) {
   if (channel_ != nullptr) channel_->set_debug_name(fmt::format("child {}", pid));
   if (keeper_ == nullptr) return WatchPidfd();
   keeper_->OnEnd(number_, [this](std::optional<int> wait_status) {
-    if (wait_status.has_value()) return OnEnded(StatusOf(*wait_status));
+    if (wait_status.has_value()) return OnEnded(ExitStatusOf(*wait_status));
     // Without a keeper the kernel is asked.
     (void)WatchPidfd();
   });

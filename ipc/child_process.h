@@ -95,6 +95,9 @@ struct ExitStatus {
   bool drained = true;  // false: another process still holds the channel or the output
 };
 
+// What a wait status (see waitpid) says.
+ExitStatus ExitStatusOf(int wait_status);
+
 class ChildProcess : private Channel::Listener {
  public:
   class Listener {
