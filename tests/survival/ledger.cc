@@ -12,6 +12,7 @@
 #include <memory>
 #include <utility>
 
+#include "agent/event_encoding.h"
 #include "fmt/format.h"
 #include "tests/survival/content.h"
 
@@ -20,33 +21,6 @@ namespace {
 
 int64_t MicrosecondsOf(const v1::Event& event) {
   return event.time().seconds() * 1'000'000 + event.time().nanos() / 1000;
-}
-
-v1::EventKind KindOf(const v1::Event& event) {
-  switch (event.kind_case()) {
-    case v1::Event::kFromChild:
-    case v1::Event::kToChild:
-      return v1::EVENT_KIND_MESSAGE;
-    case v1::Event::kOutput:
-      return v1::EVENT_KIND_OUTPUT;
-    case v1::Event::kError:
-      return v1::EVENT_KIND_ERROR;
-    case v1::Event::kUndelivered:
-      return v1::EVENT_KIND_UNDELIVERED;
-    case v1::Event::kStarted:
-      return v1::EVENT_KIND_STARTED;
-    case v1::Event::kSignalled:
-      return v1::EVENT_KIND_SIGNALLED;
-    case v1::Event::kDisconnected:
-      return v1::EVENT_KIND_DISCONNECTED;
-    case v1::Event::kExited:
-      return v1::EVENT_KIND_EXITED;
-    case v1::Event::kClosed:
-      return v1::EVENT_KIND_CLOSED;
-    case v1::Event::KIND_NOT_SET:
-      break;
-  }
-  return v1::EVENT_KIND_UNSPECIFIED;
 }
 
 std::string Shortened(std::string_view text) {
@@ -165,7 +139,7 @@ void Ledger::Saw(const v1::Event& event) {
   seen_.back() = {.hash = hash,
                   .child = book.plan,
                   .child_sequence = event.child_sequence(),
-                  .kind = KindOf(event),
+                  .kind = agent::KindOf(event.kind_case()),
                   .direction = event.has_from_child() ? v1::DIRECTION_FROM_CHILD
                                : event.has_to_child() ? v1::DIRECTION_TO_CHILD
                                                       : v1::DIRECTION_UNSPECIFIED,

@@ -23,7 +23,6 @@
 #include <memory>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -33,6 +32,7 @@
 #include "tests/survival/ledger.h"
 #include "tests/survival/parties.h"
 #include "tests/validator/agent_process.h"
+#include "tests/validator/directory.h"
 
 namespace deka::storm {
 namespace {
@@ -48,24 +48,6 @@ struct Options {
   bool small_logs = false;
   std::string agent;
   std::string child;
-};
-
-// A directory of its own, gone with it.
-class Directory {
- public:
-  Directory() {
-    // A socket's path holds 107 bytes.
-    path_ = "/tmp/deka-storm-XXXXXX";
-    if (mkdtemp(path_.data()) == nullptr) path_.clear();
-  }
-  ~Directory() {
-    std::error_code ignored;
-    if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
-  }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
 };
 
 bridge::v1::AgentConfig ConfigOf(const Options& options) {
@@ -349,7 +331,7 @@ class Storm {
   }
 
   const Options options_;
-  const Directory directory_;
+  const validator::Directory directory_;
   Verdict verdict_;
   Ledger ledger_;
   Scene scene_;

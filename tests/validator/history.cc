@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <csignal>
-#include <filesystem>
 #include <iterator>
 #include <memory>
 #include <string_view>
@@ -15,6 +14,7 @@
 #include "fmt/format.h"
 #include "tests/validator/account.h"
 #include "tests/validator/agent_process.h"
+#include "tests/validator/directory.h"
 #include "tests/validator/parties.h"
 
 namespace deka::validator {
@@ -22,24 +22,6 @@ namespace {
 
 // An agent shows 64 bytes of a bad frame.
 constexpr size_t kBadFrameBytes = 64;
-
-// A directory of its own, gone with it.
-class Directory {
- public:
-  Directory() {
-    // A socket's path holds 107 bytes.
-    path_ = "/tmp/deka-history-XXXXXX";
-    if (mkdtemp(path_.data()) == nullptr) path_.clear();
-  }
-  ~Directory() {
-    std::error_code ignored;
-    if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
-  }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
 
 // One entry of a child's account, as a record.
 Record ToRecord(const std::string& child, const AccountEntry& entry, std::string_view bytes,
