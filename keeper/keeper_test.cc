@@ -25,6 +25,7 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <iterator>
 #include <list>
 #include <map>
 #include <memory>
@@ -659,6 +660,17 @@ TEST_F(KeeperTest, StandardDescriptorsThatAreClosedStayNobodys) {
   EXPECT_GT(readlink(("/proc/" + std::to_string(agent.pid) + "/fd/0").c_str(), target, 63), 0);
   EXPECT_STREQ(target, "/dev/null");
 }
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+// Whose routine for exceptions it names brings all of it along, and does not link where unused
+// sections are left out (-c opt).
+TEST(KeeperProgramTest, HasNoCxxRuntime) {
+  std::ifstream file("keeper/deka-keeper", std::ios::binary);
+  const std::string program((std::istreambuf_iterator<char>(file)), {});
+  EXPECT_NE(program.find("deka-keeper"), std::string::npos);
+  EXPECT_EQ(program.find("__gxx_personality_v0"), std::string::npos);
+}
+#endif
 
 TEST_F(KeeperTest, AgentThatExitsBeforeAnyWasReadyEndsTheKeeperWithItsCode) {
   agents_->SetHabit([](Agent& agent, const Message& message) {
