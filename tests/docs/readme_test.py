@@ -1,5 +1,6 @@
 """README's quick tour, as it stands there, but for building the programs."""
 
+import json
 import os
 import re
 import socket
@@ -56,6 +57,14 @@ class ReadmeTest(bridge.TestCase):
         self.assertIn('{"pong":1}', result.stdout)
         self.assertRegex(result.stdout, r'(?m)^{"pong":2}$')
         self.assertIn("node", result.stderr)
+        # The one that was killed has a successor, who knows what was before.
+        info = subprocess.run(["dekactl", "info", "--json"], env=environment, capture_output=True, check=True)
+        self.assertEqual(json.loads(info.stdout)["incarnation"], 2)
+        tail = subprocess.run(
+            ["dekactl", "tail", "worker", "--from", "earliest"], env=environment, capture_output=True, text=True, check=True
+        )
+        self.assertIn('{"pong":1}', tail.stdout)
+        self.assertIn('{"pong":3}', tail.stdout)
         agent.terminate()
         self.assertEqual(agent.wait(bridge.DEADLINE_S), 0)
         self.assertFalse(os.path.exists(path))
