@@ -188,6 +188,11 @@ void ChildMemory::set_description(std::string_view bytes) {
   control().description_bytes = bytes.size();
 }
 
+void ChildMemory::GiveBackStreams() {
+  streams_->GiveBackPages(/*inbox_empty=*/true, /*outbox_empty=*/true);
+  for (int i = 0; i < 2; ++i) streams_->GiveBackOutputPages(i);
+}
+
 FinishedSend& ChildMemory::finished(uint64_t number) const {
   char* const ring = bytes_.data() + Layout(control().limits).finished;
   return reinterpret_cast<FinishedSend*>(ring)[number % control().limits.finished_max];

@@ -105,6 +105,9 @@ class ChildMemory {
   // At most kDescriptionBytesMax, before the child starts.
   void set_description(std::string_view bytes);
 
+  // Nothing streams any more: their pages are given back, all but the control's.
+  void GiveBackStreams();
+
   // Of the `number`th finished send; it takes the place of the one finished_max before.
   FinishedSend& finished(uint64_t number) const;
 

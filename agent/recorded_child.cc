@@ -989,6 +989,7 @@ void RecordedChild::OnClose() {
   closed_ = true;
   timeout_.reset();
   process_.reset();
+  memory_->GiveBackStreams();
   if (environment_.keeper != nullptr) environment_.keeper->Release(memory_->number());
   UpdateQueued();
   if (listener_ != nullptr && !tell_([this] { listener_->OnClose(*this); })) return;

@@ -406,6 +406,15 @@ TEST_F(RecoveryTest, EndedChildrenAreStillReadAndNumbersAreNotUsedAgain) {
   WholeStory({second});
 }
 
+TEST_F(RecoveryTest, AClosedChildKeepsItsLogAndNoStreams) {
+  const v1::Child child = ForkScript("head -c 500000 /dev/zero | tr '\\0' x; exit 0");
+  WholeStory({child});
+  struct stat file = {};
+  ASSERT_EQ(fstat(keeper_->children_.at(1).memory.get(), &file), 0);
+  // The lines, once.
+  EXPECT_LT(file.st_blocks * 512, 500'000 + (64 << 10));
+}
+
 TEST_F(RecoveryTest, ATimeOutIsKept) {
   v1::ChildSpec spec = Script("exec sleep 1000");
   spec.mutable_timeout()->set_nanos(300'000'000);
