@@ -194,10 +194,11 @@ class AgentProcess {
  public:
   // `link` may be null: there is no keeper.
   AgentProcess(Config config, std::vector<std::string> listen, const sigset_t& stop_signals,
-               std::unique_ptr<KeeperLink> link)
+               const DescriptorLimit& descriptors, std::unique_ptr<KeeperLink> link)
       : config_(std::move(config)),
         listen_(std::move(listen)),
         stop_signals_(stop_signals),
+        descriptors_(descriptors),
         link_(std::move(link)) {
     if (listen_.empty()) {
       listen_.assign(config_.proto().listen().begin(), config_.proto().listen().end());
@@ -234,9 +235,7 @@ class AgentProcess {
   absl::Status Open() {
     agent::Limits limits = config_.limits();
     size_t connections_max = config_.connections_max();
-    const DescriptorLimit descriptors =
-        RaiseDescriptorLimit(DescriptorsFor(limits, connections_max));
-    const std::string lowered = FitToDescriptors(descriptors.now, limits, connections_max);
+    const std::string lowered = FitToDescriptors(descriptors_.now, limits, connections_max);
     // Defaults that do not fit are no news to anybody who did not ask for them.
     const v1::AgentLimits& asked = config_.proto().limits();
     const bool asked_for_more = static_cast<size_t>(asked.children_max()) > limits.children_max ||
@@ -244,7 +243,7 @@ class AgentProcess {
     agent::Agent::Options options;
     options.id = config_.proto().agent_id();
     options.limits = limits;
-    options.descriptors_soft_max = descriptors.before;
+    options.descriptors_soft_max = descriptors_.before;
     std::vector<Listener::Held> held;
     if (link_ != nullptr) {
       options.keeper = link_.get();
@@ -446,6 +445,7 @@ class AgentProcess {
   const Config config_;
   std::vector<std::string> listen_;
   const sigset_t stop_signals_;
+  const DescriptorLimit descriptors_;
 
   ipc::EventLoop loop_;
   const std::unique_ptr<KeeperLink> link_;
@@ -529,6 +529,9 @@ int Main(int argc, char** argv) {
   const sigset_t stop_signals = StopSignals();
   pthread_sigmask(SIG_BLOCK, &stop_signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
+  // Before a spare is given what the agent holds.
+  const DescriptorLimit descriptors =
+      RaiseDescriptorLimit(DescriptorsFor(config.limits(), config.connections_max()));
   std::unique_ptr<KeeperLink> link;
   if (keeper_socket >= 0) {
     absl::StatusOr<std::unique_ptr<KeeperLink>> opened = KeeperLink::Open(keeper_socket);
@@ -539,7 +542,9 @@ int Main(int argc, char** argv) {
     }
     link = *std::move(opened);
   }
-  return AgentProcess(std::move(config), std::move(listen), stop_signals, std::move(link)).Run();
+  return AgentProcess(std::move(config), std::move(listen), stop_signals, descriptors,
+                      std::move(link))
+      .Run();
 }
 
 }  // namespace

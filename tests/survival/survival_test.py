@@ -1,6 +1,7 @@
 """What clients and children see when deka-agent dies under its keeper: nothing but a connection that is made anew."""
 
 import os
+import resource
 import signal
 import subprocess
 import threading
@@ -242,6 +243,21 @@ class EndTest(TestCase):
                 agent.process.kill()
                 agent.process.wait()
                 wait_until(lambda child=child: not process_runs(child.pid), "the end of a child whose channel ended")
+
+
+class DescriptorTest(TestCase):
+    def test_a_spare_has_room_for_all_that_the_agent_holds(self):
+        """However low the limit is that both were started with: it is raised first."""
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        agent = self.start_agent(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard)))
+        children = [agent.fork("/bin/sleep", "1000", no_channel=True) for _ in range(40)]
+        agent.await_spare()
+        agent.kill_agent()
+        self.assertEqual(len(agent.list(page_size=100).children), len(children))
+        # The next one, too, which is given all of them at once.
+        agent.await_spare()
+        agent.kill_agent()
+        self.assertTrue(all(bridge.process_runs(child.pid) for child in children))
 
 
 class KeeperTest(TestCase):
